@@ -1,0 +1,97 @@
+"""What the scheduler and a backend exchange: frozen plans one way, frozen results the other."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from tokenspeed.core.request import Sampling, TokenLogprob
+
+
+class Draw(NamedTuple):
+    """That a row samples, and with what: the draw depends on (`sampling`, `seed`, `position`) alone.
+
+    `prompt` and `generated` are the tokens that penalties look at, given only where
+    `sampling.penalised`; `generated` ends with the row's last token.
+    """
+
+    sampling: Sampling
+    seed: int
+    position: int  # index that the sampled token will have in its sequence
+    prompt: tuple[int, ...] = ()
+    generated: tuple[int, ...] = ()
+
+
+class Row(NamedTuple):
+    """One sequence's part of a step: compute `tokens` at positions `start`.., then maybe sample.
+
+    `source` >= 0: the row has one token, which row `source` of the plan before this one samples; it is not
+    on the host yet, and `tokens` holds a single placeholder 0. `drafts` ride behind `tokens` and are
+    verified, all of them scored by the same draw. `blocks` is the block table; it covers every position up
+    to and including the drafts, and is the same object from step to step until it grows. `score` asks for
+    the log-probabilities of the tokens that follow each of `tokens` in the prompt (`targets`).
+    """
+
+    sequence: int
+    start: int
+    tokens: tuple[int, ...]
+    blocks: tuple[int, ...]
+    draw: Draw | None
+    drafts: tuple[int, ...] = ()
+    source: int = -1
+    targets: tuple[int, ...] = ()
+    score: int = 0  # alternatives wanted for each target
+
+
+class StepPlan(NamedTuple):
+    """One step: rows of distinct sequences, in an order that the result repeats."""
+
+    number: int
+    rows: tuple[Row, ...]
+
+
+class RowResult(NamedTuple):
+    """What one row gave: nothing, or 1..drafts+1 sampled tokens, with log-probabilities where asked.
+
+    `error` ends this row's sequence alone (its logits were not finite, say).
+    """
+
+    tokens: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    scored: tuple[TokenLogprob, ...] = ()
+    error: str | None = None
+
+
+NOTHING = RowResult()
+
+
+class StepResult(NamedTuple):
+    """One `RowResult` for each row of the plan. `seconds` is the time that the device took."""
+
+    rows: tuple[RowResult, ...]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """What a backend holds: `blocks` of `block_size` tokens, and the longest sequence it can address."""
+
+    blocks: int
+    block_size: int
+    max_context: int
+
+
+class Backend(Protocol):
+    """The only seam to the CPU, the GPU and the simulator. Steps run in the order of submission."""
+
+    @property
+    def capacity(self) -> Capacity: ...
+
+    def submit(self, plan: StepPlan) -> Awaitable[StepResult]:
+        """Enqueue a step without blocking. The awaitable raises if the whole step failed."""
+        ...
+
+    async def close(self) -> None:
+        """Stop the device; steps in flight end first."""
+        ...

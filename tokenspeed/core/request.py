@@ -1,0 +1,102 @@
+"""What a client asked for, parsed and frozen, and what it gets back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import NamedTuple
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is drawn from the logits.
+
+    `temperature` 0 is greedy. `top_k` 0, `top_p` 1 and `min_p` 0 switch their filter off. The penalties
+    follow OpenAI (presence, frequency: over generated tokens, subtracted from the logits) and CTRL
+    (repetition: over prompt and generated tokens, 1 is off). `logprobs` is how many alternatives to report
+    beside each sampled token; None reports nothing, 0 only the sampled token. A draw depends on `seed` and
+    the position alone, so a request repeats whatever runs beside it.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int = 0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    logprobs: int | None = None
+
+    @property
+    def penalised(self) -> bool:
+        """Whether a draw needs to know the tokens before it."""
+        return (
+            self.presence_penalty != 0.0 or self.frequency_penalty != 0.0 or self.repetition_penalty != 1.0
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One prompt and the `n` choices that continue it.
+
+    `stop_ids` end a choice when sampled, once it has `min_tokens`. `priority` orders classes: lower runs first. `arrival` is
+    in seconds of the engine's clock. `prompt_logprobs` asks for the log-probabilities of the prompt's own
+    tokens with that many alternatives (None: not wanted). Choice i draws with `sampling.seed + i`.
+    """
+
+    id: str
+    prompt: tuple[int, ...]
+    max_tokens: int
+    sampling: Sampling = field(default_factory=Sampling)
+    n: int = 1
+    stop_ids: frozenset[int] = frozenset()
+    min_tokens: int = 0
+    priority: int = 0
+    arrival: float = 0.0
+    prompt_logprobs: int | None = None
+
+
+class TokenLogprob(NamedTuple):
+    """The log-probability of one token, and the `top` alternatives (id, log-probability), best first."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class FinishReason(StrEnum):
+    STOP = "stop"  # a stop id was sampled
+    LENGTH = "length"  # max_tokens, or the end of the context
+    CANCELLED = "cancelled"  # by the client, or by generation once a stop string is seen
+    ERROR = "error"  # the step failed, or the logits were not finite
+
+
+class TokenDelta(NamedTuple):
+    """New tokens of choice `index`. A stop id that ended the choice is not among them."""
+
+    index: int
+    tokens: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...] | None = None
+
+
+class PromptScored(NamedTuple):
+    """The log-probabilities of prompt tokens 1.. (the first has none), sent once before the first delta."""
+
+    logprobs: tuple[TokenLogprob, ...]
+
+
+class Finished(NamedTuple):
+    """The one last event of choice `index`. `cached_tokens` of the prompt were not computed again."""
+
+    index: int
+    reason: FinishReason
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+    stop_id: int | None = None
+    error: str | None = None
+
+
+Event = TokenDelta | PromptScored | Finished

@@ -1,0 +1,55 @@
+"""The tree of errors. Each is told in one line and says the mend; nothing else is shown to a user.
+
+`TokenSpeedError` splits by who has to act: the operator (`ConfigError`, `ModelError`), the client of a
+request (`RequestError`) or nobody but us (`EngineError`: the step failed, the request did not).
+"""
+
+from __future__ import annotations
+
+
+class TokenSpeedError(Exception):
+    """Anything that TokenSpeed raises on purpose."""
+
+
+class ConfigError(TokenSpeedError):
+    """A configuration file or a `--set` is wrong."""
+
+
+class ModelError(TokenSpeedError):
+    """A checkpoint cannot be served: missing, broken, truncated, unpinned or of an unknown family."""
+
+
+class RequestError(TokenSpeedError):
+    """A request is wrong; `param` names the field as the client wrote it, `code` is machine-readable."""
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+        self.code = code
+
+
+class ContextLengthError(RequestError):
+    """The prompt, or the prompt and the tokens asked for, exceed what can be served."""
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message, param=param, code="context_length_exceeded")
+
+
+class NotFoundError(RequestError):
+    """The request names something that is not served."""
+
+
+class OverloadedError(RequestError):
+    """The queue is full; the same request may be sent again after `retry_after` seconds."""
+
+    def __init__(self, message: str, *, retry_after: float) -> None:
+        super().__init__(message, code="overloaded")
+        self.retry_after = retry_after
+
+
+class EngineError(TokenSpeedError):
+    """A step failed or the engine is stopping; the request it ended was not at fault."""
+
+
+class EngineStoppedError(EngineError):
+    """The engine takes no more requests: the server is shutting down."""
