@@ -32,9 +32,7 @@ class Sampling:
     @property
     def penalised(self) -> bool:
         """Whether a draw needs to know the tokens before it."""
-        return (
-            self.presence_penalty != 0.0 or self.frequency_penalty != 0.0 or self.repetition_penalty != 1.0
-        )
+        return self.presence_penalty != 0.0 or self.frequency_penalty != 0.0 or self.repetition_penalty != 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +72,9 @@ class FinishReason(StrEnum):
 
 
 class TokenDelta(NamedTuple):
-    """New tokens of choice `index`. A stop id that ended the choice is not among them."""
+    """New tokens of one choice. A stop id that ended the choice is not among them."""
 
-    index: int
+    choice: int
     tokens: tuple[int, ...]
     logprobs: tuple[TokenLogprob, ...] | None = None
 
@@ -88,9 +86,9 @@ class PromptScored(NamedTuple):
 
 
 class Finished(NamedTuple):
-    """The one last event of choice `index`. `cached_tokens` of the prompt were not computed again."""
+    """The one last event of a choice. `cached_tokens` of the prompt were not computed again."""
 
-    index: int
+    choice: int
     reason: FinishReason
     prompt_tokens: int
     completion_tokens: int
