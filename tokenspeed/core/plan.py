@@ -21,6 +21,7 @@ class Draw(NamedTuple):
     position: int  # index that the sampled token will have in its sequence
     prompt: tuple[int, ...] = ()
     generated: tuple[int, ...] = ()
+    banned: tuple[int, ...] = ()  # tokens that must not be drawn here (stop ids before `min_tokens`)
 
 
 class Row(NamedTuple):

@@ -39,7 +39,8 @@ class Sampling:
 class Request:
     """One prompt and the `n` choices that continue it.
 
-    `stop_ids` end a choice when sampled, once it has `min_tokens`. `priority` orders classes: lower runs first. `arrival` is
+    `stop_ids` end a choice when sampled; before `min_tokens` they cannot be. `priority` orders classes: lower
+    runs first. `arrival` is
     in seconds of the engine's clock. `prompt_logprobs` asks for the log-probabilities of the prompt's own
     tokens with that many alternatives (None: not wanted). Choice i draws with `sampling.seed + i`.
     """
