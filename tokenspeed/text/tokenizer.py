@@ -1,0 +1,152 @@
+"""Text to token ids and back, as the checkpoint's own `tokenizer.json` says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from tokenspeed.errors import ModelError, RequestError
+from tokenspeed.text.files import named_tokens, parse_object, read_bytes, read_tokenizer_config
+from tokenspeed.text.fim import Order, find_fim
+from tokenspeed.text.vocabulary import ByteTable, byte_table, read_spelling, without
+
+# Text behind this is encoded as the inside of a text, for SentencePiece's space goes in front of it. It is a
+# private character, which no vocabulary merges with what follows.
+_BEFORE = "\ue000"
+
+
+class Tokenizer:
+    """A checkpoint's tokenizer. Safe to use from several threads; `encode` lets other threads run."""
+
+    def __init__(self, data: bytes, config: Mapping[str, Any], *, source: str = "tokenizer.json") -> None:
+        self._backend = _backend(data, source)
+        # The tokenizers library keeps this choice in the tokenizer itself, so each answer has its own.
+        self._plain_backend = _backend(data, source)
+        self._plain_backend.encode_special_tokens = True
+        self._ids = self._backend.get_vocab(with_added_tokens=True)
+        added = self._backend.get_added_tokens_decoder()
+        spelling = read_spelling(parse_object(data, Path(source)).get("decoder"), source)
+        self.special_ids = frozenset(token for token, flags in added.items() if flags.special)
+        self.vocab_size = max(self._ids.values(), default=-1) + 1
+        self.lead = spelling.lead  # spaces that are dropped from the front of a whole text
+        self._bytes = byte_table(self._ids, spelling)
+        self._visible_bytes = without(self._bytes, self.special_ids)
+        self.named_tokens = named_tokens(config)
+        self.bos_id = self._named_id("bos_token", source)
+        self.eos_id = self._named_id("eos_token", source)
+        self.fim = find_fim(self._ids)
+        self._adds_space = self.token_bytes(next(iter(self._encode("a", False, True)), -1)).startswith(b" ")
+
+    @classmethod
+    def load(cls, folder: Path) -> Tokenizer:
+        """The tokenizer of the checkpoint in `folder`."""
+        path = folder / "tokenizer.json"
+        if not path.exists() and (folder / "tokenizer.model").exists():
+            raise ModelError(f"{folder} has only a tokenizer.model; convert it to a tokenizer.json first")
+        return cls(read_bytes(path), read_tokenizer_config(folder), source=str(path))
+
+    @property
+    def eos_ids(self) -> frozenset[int]:
+        """The end of a text as the tokenizer knows it; a generation config may know more."""
+        return frozenset() if self.eos_id is None else frozenset((self.eos_id,))
+
+    def token_id(self, spelling: str) -> int | None:
+        """The id of the token that is spelled exactly so, as the vocabulary spells it."""
+        return self._ids.get(spelling)
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes that a token stands for inside a text; none for an id without a token."""
+        return self._bytes[token]
+
+    def table(self, *, skip_special: bool) -> ByteTable:
+        """The bytes of every token, with special tokens standing for nothing if they are to be skipped."""
+        return self._visible_bytes if skip_special else self._bytes
+
+    def encode(
+        self, text: str, *, add_special: bool, parse_special: bool = True, param: str | None = None
+    ) -> list[int]:
+        """The ids of `text`; `param` names it in an error.
+
+        `add_special` adds what the checkpoint puts around a text (the BOS token, say). Where `parse_special`
+        is false, the spelling of a special token in `text` is text as any other.
+        """
+        try:
+            return self._encode(text, add_special, parse_special)
+        except UnicodeEncodeError as error:
+            raise RequestError(
+                f"the text has a lone surrogate, U+{ord(text[error.start]):04X}, at character {error.start}; "
+                "it is half of a character and cannot be encoded",
+                param=param,
+            ) from None
+
+    def decode(self, ids: Iterable[int], *, skip_special: bool) -> str:
+        """The text of `ids`, with U+FFFD for bytes that are no UTF-8.
+
+        A streamed text is the same, character for character: an invalid byte costs itself alone, never the
+        valid characters beside it.
+        """
+        table = self.table(skip_special=skip_special)
+        text = b"".join([table[token] for token in ids]).decode(errors="replace")
+        return text[spaces_in_front(text, self.lead) :]
+
+    def fim_prompt(self, prefix: str, suffix: str) -> list[int]:
+        """The prompt that asks for the text between `prefix` and `suffix`."""
+        marks = self.fim
+        if marks is None:
+            raise RequestError(
+                "this model was not trained to fill in the middle: its tokenizer has no such tokens",
+                param="suffix",
+            )
+        before = [marks.prefix, *self.encode(prefix, add_special=False, parse_special=False, param="prompt")]
+        after = [marks.suffix, *self._encode_inside(suffix, param="suffix")]
+        middle = [] if marks.middle is None else [marks.middle]
+        first, second = (before, after) if marks.order is Order.PREFIX_FIRST else (after, before)
+        return [*self._opening(), *first, *second, *middle]
+
+    def _opening(self) -> list[int]:
+        """The BOS token, where the checkpoint sets one in front of a text."""
+        around = self._encode("", True, True)
+        return around[:1] if self.bos_id is not None and around[:1] == [self.bos_id] else []
+
+    def _encode_inside(self, text: str, *, param: str) -> list[int]:
+        """The ids of `text` without the space that SentencePiece sets in front of a text."""
+        if not self._adds_space:
+            return self.encode(text, add_special=False, parse_special=False, param=param)
+        before = self._encode(_BEFORE, False, False)
+        return self.encode(_BEFORE + text, add_special=False, parse_special=False, param=param)[len(before) :]
+
+    def _encode(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
+        backend = self._backend if parse_special else self._plain_backend
+        text.encode()  # names a lone surrogate, where the library only says that this is no text
+        # The batch call, unlike the single one, skips the offsets and lets other threads run meanwhile.
+        ids: list[int] = backend.encode_batch_fast([text], add_special_tokens=add_special)[0].ids
+        return ids
+
+    def _named_id(self, name: str, source: str) -> int | None:
+        """The id of a token that the configuration names."""
+        spelling = self.named_tokens.get(name)
+        if spelling is None:
+            return None
+        if spelling not in self._ids:
+            raise ModelError(
+                f"{source} has no token {spelling!r}, which the tokenizer's config gives as {name}"
+            )
+        return self._ids[spelling]
+
+
+def spaces_in_front(text: str, most: int) -> int:
+    """How many spaces `text` starts with, up to `most`."""
+    return next((index for index in range(most) if text[index : index + 1] != " "), most)
+
+
+def _backend(data: bytes, source: str) -> tokenizers.Tokenizer:
+    try:
+        backend = tokenizers.Tokenizer.from_buffer(data)
+    except Exception as error:  # the library raises bare exceptions for whatever it cannot read
+        raise ModelError(f"{source} is no tokenizer: {' '.join(str(error).split())}") from error
+    backend.no_truncation()
+    backend.no_padding()
+    return backend
