@@ -51,6 +51,11 @@ class StepPlan(NamedTuple):
     number: int
     rows: tuple[Row, ...]
 
+    @property
+    def prefills(self) -> bool:
+        """Whether some row computes more than one token."""
+        return any(len(row.tokens) > 1 for row in self.rows)
+
 
 class RowResult(NamedTuple):
     """What one row gave: nothing, or 1..drafts+1 sampled tokens, with log-probabilities where asked.

@@ -1,0 +1,370 @@
+"""The real engine and scheduler in virtual time, over a device whose memory is real."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tokenspeed.core.plan import Capacity, StepPlan
+from tokenspeed.core.policy import SchedulerOptions
+from tokenspeed.core.request import Event, Finished, FinishReason, Request, Sampling, TokenDelta
+from tokenspeed.core.scheduler import Scheduler
+from tokenspeed.engine.engine import Engine
+from tokenspeed.engine.metrics import EngineMetrics
+from tokenspeed.errors import ContextLengthError, EngineStoppedError, OverloadedError, RequestError
+from tokenspeed.sim.backend import SimBackend, StepCosts, continuation
+from tokenspeed.sim.clock import run
+
+VOCABULARY = 50
+GREEDY = Sampling(temperature=0.0)
+
+
+class Server:
+    """An engine over a simulated device, checked after every step."""
+
+    def __init__(
+        self,
+        *,
+        blocks: int = 64,
+        block_size: int = 4,
+        prefix_cache: bool = True,
+        fails: set[int] | None = None,
+        costs: StepCosts | None = None,
+        **options: object,
+    ) -> None:
+        capacity = Capacity(blocks, block_size, max_context=4096)
+        self.scheduler = Scheduler(capacity, SchedulerOptions(**options), prefix_cache=prefix_cache)  # type: ignore[arg-type]
+        self.backend = SimBackend(
+            capacity,
+            vocabulary=VOCABULARY,
+            costs=costs,
+            fails=lambda plan: plan.number in (fails or set()),
+        )
+        self.engine = Engine(self.scheduler, self.backend, EngineMetrics(self.scheduler))
+
+    async def __aenter__(self) -> Server:
+        self.engine.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.engine.stop()
+        self.scheduler.check()
+        assert self.engine.held_blocks == 0
+
+    async def events(self, request: Request) -> list[Event]:
+        collected: list[Event] = []
+        async for events in self.engine.submit(request):
+            self.scheduler.check()
+            collected += events
+        return collected
+
+    async def tokens(self, request: Request, choice: int = 0) -> list[int]:
+        return tokens_of(await self.events(request), choice)
+
+
+def tokens_of(events: Sequence[Event], choice: int = 0) -> list[int]:
+    deltas = [e for e in events if isinstance(e, TokenDelta) and e.choice == choice]
+    return [token for delta in deltas for token in delta.tokens]
+
+
+def finishes(events: Sequence[Event]) -> list[Finished]:
+    return [e for e in events if isinstance(e, Finished)]
+
+
+def request(name: str, prompt: Sequence[int], max_tokens: int = 8, **fields: object) -> Request:
+    fields.setdefault("sampling", GREEDY)
+    return Request(name, tuple(prompt), max_tokens, **fields)  # type: ignore[arg-type]
+
+
+@st.composite
+def workloads(draw: st.DrawFn) -> list[tuple[float, Request, float | None]]:
+    """(when it arrives, request, when its client vanishes) with prompts that share prefixes."""
+    stems = draw(st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=40), min_size=1, max_size=3))
+    work = []
+    for i in range(draw(st.integers(1, 12))):
+        prompt = draw(st.sampled_from(stems)) + draw(st.lists(st.integers(0, 9), max_size=12))
+        made = Request(
+            f"r{i}",
+            tuple(prompt),
+            draw(st.integers(0, 20)),
+            draw(st.sampled_from([GREEDY, Sampling(seed=7), Sampling(seed=3, presence_penalty=0.5)])),
+            n=draw(st.integers(1, 4)),
+            stop_ids=draw(st.sampled_from([frozenset(), frozenset({1, 2, 3})])),
+            priority=draw(st.integers(-1, 1)),
+        )
+        vanishes = draw(st.none() | st.floats(0.0, 0.3))
+        work.append((draw(st.floats(0.0, 0.2)), made, vanishes))
+    return work
+
+
+def expected(made: Request, choice: int) -> list[int]:
+    sampling = Sampling(temperature=made.sampling.temperature, seed=made.sampling.seed + choice)
+    tokens = continuation(made.prompt, made.max_tokens, VOCABULARY, sampling)
+    stop = next((i for i, token in enumerate(tokens) if token in made.stop_ids), len(tokens))
+    return tokens[:stop]
+
+
+@given(
+    workloads(),
+    st.integers(20, 60),
+    st.sampled_from([16, 24, 64]),
+    st.integers(1, 6),
+    st.integers(0, 1),
+    st.booleans(),
+)
+@settings(max_examples=200, deadline=None)
+def test_what_a_request_gets_does_not_depend_on_what_runs_beside_it(
+    work: list[tuple[float, Request, float | None]],
+    blocks: int,
+    step_tokens: int,
+    max_running: int,
+    run_ahead: int,
+    prefix_cache: bool,
+) -> None:
+    async def client(server: Server, at: float, made: Request, vanishes: float | None) -> None:
+        await asyncio.sleep(at)  # virtual
+        made = Request(**{f: getattr(made, f) for f in made.__slots__} | {"arrival": server.engine.now()})
+        stream = server.engine.submit(made)
+        if vanishes is not None:
+            asyncio.get_running_loop().call_later(vanishes, stream.cancel)
+        events: list[Event] = []
+        async for batch in stream:
+            server.scheduler.check()
+            events += batch
+        assert sorted(f.choice for f in finishes(events)) == list(range(made.n))
+        for finished in finishes(events):
+            got, whole = tokens_of(events, finished.choice), expected(made, finished.choice)
+            assert got == whole[: len(got)]
+            if finished.reason is not FinishReason.CANCELLED:
+                assert got == whole
+                assert finished.reason == ("length" if len(whole) == made.max_tokens else "stop")
+
+    async def main() -> None:
+        server = Server(
+            blocks=blocks,
+            prefix_cache=prefix_cache,
+            step_tokens=step_tokens,
+            max_running=max_running,
+            run_ahead=run_ahead,
+            ageing_seconds=0.05,
+        )
+        async with server:
+            await asyncio.gather(*(client(server, *one) for one in work))
+            for plan in server.backend.plans:
+                assert len({row.sequence for row in plan.rows}) == len(plan.rows)
+                assert len(plan.rows) <= max_running
+                assert sum(len(row.tokens) for row in plan.rows) <= step_tokens + max_running
+
+    run(main())
+
+
+def test_a_second_prompt_reuses_the_blocks_of_the_first() -> None:
+    async def main() -> None:
+        async with Server() as server:
+            prompt = list(range(18))
+            await server.events(request("a", prompt))
+            (finished,) = finishes(await server.events(request("b", prompt)))
+            assert finished.cached_tokens == 16
+
+    run(main())
+
+
+def test_choices_share_their_prompt_with_and_without_the_prefix_cache() -> None:
+    async def main(prefix_cache: bool) -> None:
+        async with Server(prefix_cache=prefix_cache) as server:
+            await server.events(request("a", range(20), n=4))
+            computed = sum(len(row.tokens) for plan in server.backend.plans for row in plan.rows)
+            assert computed <= 20 + 3 * 4 + 4 * 8  # one prompt, three tails of a block at most, the decodes
+
+    run(main(True))
+    run(main(False))
+
+
+def test_a_short_prompt_is_in_the_next_step_while_a_long_one_prefills() -> None:
+    async def main() -> None:
+        async with Server(blocks=600, step_tokens=64) as server:
+            long = asyncio.create_task(server.events(request("long", range(2000), arrival=0.0)))
+            await asyncio.sleep(0.1)
+            steps = len(server.backend.plans)
+            short = server.engine.submit(request("short", range(30), arrival=server.engine.now()))
+            await anext(short)
+            assert len(server.backend.plans) <= steps + 2  # the step in flight when it came, then its own
+            assert not long.done()
+            short.cancel()
+            await long
+
+    run(main())
+
+
+def test_the_long_context_progresses_in_every_step_while_short_ones_keep_coming() -> None:
+    async def main() -> None:
+        async with Server(blocks=2000, step_tokens=64, eldest_share=0.25) as server:
+            long = asyncio.create_task(server.events(request("long", range(1000), 1)))
+            await asyncio.sleep(0)
+            shorts = [
+                asyncio.create_task(server.events(request(f"s{i}", [i % 10] * 60, 1, arrival=0.001 * i)))
+                for i in range(200)
+            ]
+            await long
+            prefilling = [p for p in server.backend.plans if any(r.sequence == 1 for r in p.rows)]
+            assert len(prefilling) <= 1000 / (64 * 0.25) + 1
+            await asyncio.gather(*shorts)
+
+    run(main())
+
+
+def test_a_running_request_keeps_decoding_while_a_long_context_prefills() -> None:
+    async def main() -> None:
+        async with Server(blocks=600, step_tokens=64) as server:
+            decoding = asyncio.create_task(server.events(request("a", [1], 200)))
+            await asyncio.sleep(0.1)
+            await server.events(request("long", range(2000), 1))
+            plans = [p for p in server.backend.plans if p.prefills]
+            assert len(plans) > 20
+            assert all(any(row.sequence == 1 for row in plan.rows) for plan in plans)
+            await decoding
+
+    run(main())
+
+
+def test_a_vanished_client_frees_its_blocks_at_once_also_while_it_queues() -> None:
+    async def main() -> None:
+        async with Server(max_running=1) as server:
+            running = server.engine.submit(request("a", range(20), 30))
+            queued = server.engine.submit(request("b", range(20), 30))
+            await anext(running)
+            queued.cancel()
+            assert finishes(await anext(queued))[0].reason == FinishReason.CANCELLED
+            running.cancel()
+            assert server.engine.held_blocks == 0
+            server.scheduler.check()
+
+    run(main())
+
+
+def test_a_failing_step_ends_its_requests_and_nobody_else() -> None:
+    async def main() -> None:
+        async with Server(fails={3}, max_running=2) as server:
+            first, second, queued = await asyncio.gather(
+                *(server.events(request(name, [i] * 9)) for i, name in enumerate("abc"))
+            )
+            assert [finishes(e)[0].reason for e in (first, second)] == [FinishReason.ERROR] * 2
+            assert finishes(first)[0].error == "the simulated device failed"
+            assert tokens_of(queued) == expected(request("c", [2] * 9), 0)
+
+    run(main())
+
+
+def test_a_sequence_that_was_preempted_goes_on_where_it_was() -> None:
+    async def main() -> None:
+        async with Server(blocks=12) as server:
+            made = [request(name, [i] * 8, 30, arrival=float(i)) for i, name in enumerate("abc")]
+            got = await asyncio.gather(*(server.tokens(one) for one in made))
+            assert server.scheduler.preemptions > 0
+            assert got == [expected(one, 0) for one in made]
+
+    run(main())
+
+
+def test_prompt_scores_come_once_and_cover_every_token_but_the_first() -> None:
+    async def main() -> None:
+        async with Server(step_tokens=16) as server:
+            await server.events(request("warm", range(40), 1))
+            events = await server.events(request("a", range(40), 0, prompt_logprobs=1))
+            scored, finished = events
+            assert [t.token for t in scored.logprobs] == list(range(1, 40))  # type: ignore[union-attr]
+            assert finished.reason == FinishReason.LENGTH  # type: ignore[union-attr]
+
+    run(main())
+
+
+def test_stop_ids_cannot_end_a_choice_before_its_minimum() -> None:
+    async def main() -> None:
+        every = frozenset(range(1, VOCABULARY))
+        async with Server() as server:
+            events = await server.events(request("a", [5], 8, stop_ids=every, min_tokens=3))
+            assert tokens_of(events) == [0, 0, 0]
+            assert finishes(events)[0].completion_tokens == 4
+
+    run(main())
+
+
+def test_a_request_that_cannot_fit_or_queue_is_refused_and_changes_nothing() -> None:
+    async def main() -> None:
+        async with Server(blocks=8, max_running=1, max_waiting=1) as server:
+            with pytest.raises(ContextLengthError, match=r"20 prompt tokens and 13 .* make 33.* 32 "):
+                server.engine.submit(request("a", range(20), 13))
+            with pytest.raises(RequestError, match="no tokens"):
+                server.engine.submit(request("a", []))
+            streams = [server.engine.submit(request(name, [1])) for name in "ab"]
+            with pytest.raises(OverloadedError) as refused:
+                server.engine.submit(request("c", [1]))
+            assert refused.value.retry_after > 0
+            with pytest.raises(RequestError, match="running already"):
+                server.engine.submit(request("a", [1]))
+            for stream in streams:
+                assert tokens_of([event async for batch in stream for event in batch])
+
+    run(main())
+
+
+def test_draining_finishes_what_runs_and_takes_nothing_new() -> None:
+    async def main() -> None:
+        async with Server() as server:
+            task = asyncio.create_task(server.tokens(request("a", [1], 20)))
+            await asyncio.sleep(0)
+            draining = asyncio.create_task(server.engine.drain(60.0))
+            await asyncio.sleep(0)
+            assert not server.engine.ready
+            with pytest.raises(EngineStoppedError):
+                server.engine.submit(request("b", [1]))
+            assert len(await task) == 20
+            assert await draining
+
+    run(main())
+
+
+def test_a_drain_that_takes_too_long_gives_up_and_stop_ends_the_rest_with_an_error() -> None:
+    async def main() -> None:
+        server = Server(blocks=600)
+        async with server:
+            stream = server.engine.submit(request("a", [1], 2000))
+            assert not await server.engine.drain(0.5)
+            await server.engine.stop()
+            events = [event async for batch in stream for event in batch]
+            assert finishes(events)[-1].reason == FinishReason.ERROR
+
+    run(main())
+
+
+def test_a_defect_in_the_loop_ends_every_request_instead_of_hanging_it() -> None:
+    async def main() -> None:
+        server = Server()
+
+        def broken(plan: StepPlan) -> bool:
+            raise ZeroDivisionError
+
+        server.engine.start()
+        stream = server.engine.submit(request("a", [1]))
+        server.scheduler.plan = broken  # type: ignore[assignment,method-assign]
+        await server.engine.failed()
+        events = [event async for batch in stream for event in batch]
+        assert finishes(events)[0].error == "the engine failed"
+        assert not server.engine.ready
+
+    run(main())
+
+
+def test_the_same_workload_gives_the_same_trace() -> None:
+    async def trace() -> list[StepPlan]:
+        async with Server(blocks=24, step_tokens=16) as server:
+            await asyncio.gather(
+                *(server.events(request(f"r{i}", [i % 3] * (7 * i % 30 + 1), n=1 + i % 2)) for i in range(9))
+            )
+            return server.backend.plans
+
+    assert run(trace()) == run(trace())

@@ -1,0 +1,87 @@
+"""One running continuation of a request."""
+
+from __future__ import annotations
+
+from tokenspeed.core.prefix import ROOT
+from tokenspeed.core.request import Request, TokenLogprob
+
+
+class Sequence:
+    """Choice `choice` of `request`: what is known, what is computed, and the blocks that hold it.
+
+    A step lets `computed` catch up with `len(tokens)`; there is no other state. `planned` runs ahead of
+    `computed` by what is in flight, and `in_flight` counts the tokens that in-flight steps will sample.
+    A result that was planned in another `epoch` is of a past life (before a preemption or the end).
+    """
+
+    __slots__ = (
+        "blocks",
+        "cached",
+        "choice",
+        "computed",
+        "due",
+        "epoch",
+        "id",
+        "in_flight",
+        "leader",
+        "limit",
+        "node",
+        "planned",
+        "prompt_length",
+        "published",
+        "request",
+        "row",
+        "scores",
+        "scoring",
+        "seed",
+        "siblings",
+        "started",
+        "table",
+        "tokens",
+        "urgency",
+    )
+
+    def __init__(self, number: int, request: Request, choice: int, due: float) -> None:
+        self.id = number
+        self.request = request
+        self.choice = choice
+        self.due = due
+        self.seed = request.sampling.seed + choice
+        self.tokens = list(request.prompt)
+        self.prompt_length = len(request.prompt)
+        self.limit = self.prompt_length + request.max_tokens  # most tokens it may have
+        self.urgency: tuple[int, int, float, int] = (0, 0, 0.0, 0)
+        self.leader: Sequence | None = None  # the choice that computes the prompt for this one
+        self.siblings: list[Sequence] = []  # choices that wait for this one to compute their prompt
+        self.scores: list[TokenLogprob] | None = None  # of the prompt, once they are all known
+        self.started = 0.0  # when it first left the queue
+        self.cached = 0  # prompt tokens found computed when it first started
+        self.epoch = 0
+        self.row = -1  # its row in the plan that samples its token in flight
+        self.forget()
+
+    def forget(self) -> None:
+        """Back to nothing computed; results in flight are of a past life."""
+        self.epoch += 1
+        self.computed = 0
+        self.planned = 0
+        self.in_flight = 0
+        self.blocks: list[int] = []
+        self.table: tuple[int, ...] = ()
+        self.published = 0  # of its blocks, how many others may find
+        self.node = ROOT
+        self.scoring: list[TokenLogprob] = []  # log-probabilities of the prompt so far
+
+    @property
+    def pending(self) -> int:
+        """Tokens, known or in flight, that no planned step computes: one is decode, more is prefill."""
+        return len(self.tokens) + self.in_flight - self.planned
+
+    @property
+    def generated(self) -> int:
+        return len(self.tokens) - self.prompt_length
+
+    @property
+    def wants_scores(self) -> bool:
+        """Whether the log-probabilities of the prompt are still to be computed, by this choice."""
+        return self.scores is None and self.choice == 0 and self.request.prompt_logprobs is not None

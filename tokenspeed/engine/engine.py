@@ -1,0 +1,166 @@
+"""The loop: plan a step, hand it to the backend, apply its result, deliver what it gave. Nothing else.
+
+Everything here runs in one asyncio task and between its awaits, so nothing is locked. The order inside a
+turn matters: the next step is handed over before the events of the last one are delivered, so that the
+device works while clients are written to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable
+
+from tokenspeed.core.plan import Backend, StepPlan, StepResult
+from tokenspeed.core.request import Request
+from tokenspeed.core.scheduler import Happening, Scheduler
+from tokenspeed.engine.metrics import EngineMetrics
+from tokenspeed.engine.streams import Stream
+from tokenspeed.errors import EngineError, EngineStoppedError
+
+log = logging.getLogger(__name__)
+
+
+class Engine:
+    """Owns the queue, the plan of every step and every stream; the backend owns the model."""
+
+    def __init__(self, scheduler: Scheduler, backend: Backend, metrics: EngineMetrics) -> None:
+        self.scheduler = scheduler
+        self.metrics = metrics
+        self._backend = backend
+        self._streams: dict[str, Stream] = {}
+        self._flight: deque[tuple[StepPlan, Awaitable[StepResult]]] = deque()
+        self._wake = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._accepting = False
+        self._task: asyncio.Task[None] | None = None
+
+    # -- for those who ask --------------------------------------------------------------------------
+
+    @property
+    def ready(self) -> bool:
+        """Whether a request would be taken now."""
+        return self._accepting
+
+    @property
+    def max_context(self) -> int:
+        """The most tokens that one sequence may have, prompt and generated together."""
+        capacity = self.scheduler.capacity
+        return min(capacity.max_context, capacity.blocks * capacity.block_size)
+
+    @property
+    def held_blocks(self) -> int:
+        return self.scheduler.tables.pool.held
+
+    def now(self) -> float:
+        """Seconds of the loop's clock, which `Request.arrival` is in."""
+        return asyncio.get_running_loop().time()
+
+    def submit(self, request: Request) -> Stream:
+        """Queue a request. Raises `RequestError` (its fault), `OverloadedError` or `EngineStoppedError`."""
+        if not self._accepting:
+            raise EngineStoppedError("the server is stopping and takes no more requests")
+        self.scheduler.submit(request)
+        stream = self._streams[request.id] = Stream(request, self.cancel)
+        self.metrics.request_submitted()
+        self._idle.clear()
+        self._wake.set()
+        return stream
+
+    def cancel(self, request_id: str, choice: int | None = None) -> None:
+        """End a request, or one choice of it, at once; unknown and finished ones are left as they are."""
+        self._deliver(self.scheduler.cancel(request_id, choice))
+        self._wake.set()
+
+    # -- its life -----------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin to serve; call inside the running loop."""
+        self._accepting = True
+        self._idle.set()
+        self._task = asyncio.create_task(self._run(), name="engine")
+        self._task.add_done_callback(self._ended)
+
+    async def drain(self, seconds: float) -> bool:
+        """Take no more requests and wait for those running; True if all ended within `seconds`."""
+        self._accepting = False
+        try:
+            async with asyncio.timeout(seconds):
+                await self._idle.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def stop(self) -> None:
+        """End what still runs with an error, then the loop, then the device."""
+        self._accepting = False
+        self._end_all("the server stopped")
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        await self._backend.close()
+
+    async def failed(self) -> None:
+        """Return if the loop ever ends by itself, which is a defect; the process should then end."""
+        if self._task is not None:
+            await asyncio.wait([self._task])
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.critical("the engine's loop ended: %r", error, exc_info=error)
+            self._accepting = False
+            self._end_all("the engine failed")
+
+    def _end_all(self, error: str) -> None:
+        for request_id in list(self._streams):
+            self._deliver(self.scheduler.end(request_id, error))
+
+    # -- the loop -----------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        while True:
+            self._hand_over()
+            if self._flight:
+                happenings = await self._take_in()
+                self._hand_over()
+                self._deliver(happenings)
+            else:
+                self._wake.clear()
+                await self._wake.wait()
+
+    def _hand_over(self) -> None:
+        """Fill the device's queue: one step, and one more where steps are short (`run_ahead`)."""
+        while len(self._flight) <= self.scheduler.options.run_ahead:
+            if self._flight and self._flight[-1][0].prefills:
+                return  # a prefill hides the host's time, and whoever arrives meanwhile is in the next step
+            plan = self.scheduler.plan(self.now())
+            if plan is None:
+                return
+            self._flight.append((plan, self._backend.submit(plan)))
+
+    async def _take_in(self) -> list[Happening]:
+        plan, pending = self._flight[0]
+        try:
+            result = await pending
+        except EngineError as error:
+            self._flight.popleft()
+            log.error("step %d failed: %s", plan.number, error)
+            self.metrics.step_failed()
+            return self.scheduler.fail(plan, str(error))
+        self._flight.popleft()
+        self.metrics.step_done(plan, result)
+        return self.scheduler.apply(plan, result)
+
+    def _deliver(self, happenings: list[Happening]) -> None:
+        now = self.now()
+        streams = self._streams
+        for sequence, event in happenings:
+            self.metrics.event(sequence, event, now)
+            request_id = sequence.request.id
+            stream = streams[request_id]
+            stream.push(event)
+            if not stream.open:
+                del streams[request_id]
+        if not streams:
+            self._idle.set()

@@ -1,0 +1,150 @@
+"""A device that is simulated down to its memory: wrong bookkeeping of blocks gives wrong tokens.
+
+Its model is a hash. Each slot of the pool holds a mix of a token and its position; a row's next token is a
+hash over all slots that its block table leads to. Whoever reads a slot that was never written, was
+overwritten, or belongs to somebody else therefore samples something else than `continuation`, which computes
+the same from the tokens alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenspeed.core.plan import Capacity, Draw, Row, RowResult, StepPlan, StepResult
+from tokenspeed.core.request import Sampling, TokenLogprob
+from tokenspeed.errors import EngineError
+
+_ODD = np.uint64(0x9E3779B97F4A7C15)
+_MIX = np.uint64(0xBF58476D1CE4E5B9)
+_SHIFT = np.uint64(31)
+_EMPTY = np.uint64(0)
+Hashes = NDArray[np.uint64]
+
+
+def _mix(values: Hashes) -> Hashes:
+    values = (values ^ (values >> _SHIFT)) * _MIX
+    return values ^ (values >> _SHIFT)
+
+
+def _slot_values(tokens: NDArray[np.int64], start: int) -> Hashes:
+    """What the pool holds of tokens at positions `start`..; never `_EMPTY`."""
+    positions = np.arange(start, start + len(tokens), dtype=np.uint64)
+    return _mix((tokens.astype(np.uint64) + np.uint64(1)) * _ODD + positions) | np.uint64(1)
+
+
+def _sampled(context: Hashes, sampling: Sampling, seed: int, vocabulary: int, banned: tuple[int, ...]) -> int:
+    weights = np.arange(1, 2 * len(context), 2, dtype=np.uint64)
+    state = int(_mix(np.array([(context * weights).sum(dtype=np.uint64)], np.uint64))[0])
+    if sampling.temperature > 0:
+        state = hash((state, seed))
+    token = state % vocabulary
+    while token in banned:
+        token = (token + 1) % vocabulary
+    return token
+
+
+def continuation(
+    prompt: tuple[int, ...], count: int, vocabulary: int, sampling: Sampling | None = None
+) -> list[int]:
+    """The `count` tokens that the simulated model gives after `prompt`, computed without any cache."""
+    sampling = sampling or Sampling(temperature=0.0)
+    tokens = list(prompt)
+    for _ in range(count):
+        context = _slot_values(np.array(tokens, np.int64), 0)
+        tokens.append(_sampled(context, sampling, sampling.seed, vocabulary, ()))
+    return tokens[len(prompt) :]
+
+
+@dataclass(frozen=True, slots=True)
+class StepCosts:
+    """Seconds of a step: what it costs at all, for each row, for each token, for each token attended."""
+
+    base: float = 0.005
+    row: float = 0.00001
+    token: float = 0.0005
+    attended: float = 0.0
+
+    def seconds(self, plan: StepPlan) -> float:
+        attended = sum(len(row.tokens) * (row.start + len(row.tokens)) for row in plan.rows)
+        tokens = sum(len(row.tokens) for row in plan.rows)
+        return self.base + self.row * len(plan.rows) + self.token * tokens + self.attended * attended
+
+
+class SimBackend:
+    """A `Backend` on the clock of the running loop. `fail_steps` are the numbers of steps that fail."""
+
+    def __init__(
+        self,
+        capacity: Capacity,
+        *,
+        vocabulary: int = 1000,
+        costs: StepCosts | None = None,
+        fails: Callable[[StepPlan], bool] = lambda plan: False,
+    ) -> None:
+        self._capacity = capacity
+        self._vocabulary = vocabulary
+        self._costs = costs or StepCosts()
+        self._fails = fails
+        self._pool = np.zeros(capacity.blocks * capacity.block_size, np.uint64)
+        self._free_at = 0.0
+        self._last: list[int] = []
+        self.plans: list[StepPlan] = []
+
+    @property
+    def capacity(self) -> Capacity:
+        return self._capacity
+
+    def submit(self, plan: StepPlan) -> asyncio.Future[StepResult]:
+        loop = asyncio.get_running_loop()
+        self.plans.append(plan)
+        seconds = self._costs.seconds(plan)
+        self._free_at = max(self._free_at, loop.time()) + seconds
+        future: asyncio.Future[StepResult] = loop.create_future()
+        loop.call_at(self._free_at, self._finish, plan, seconds, future)
+        return future
+
+    async def close(self) -> None:
+        """Nothing to stop: steps in flight end with the loop."""
+
+    def _finish(self, plan: StepPlan, seconds: float, future: asyncio.Future[StepResult]) -> None:
+        if future.done():
+            return
+        if self._fails(plan):
+            self._last = [0] * len(plan.rows)
+            future.set_exception(EngineError("the simulated device failed"))
+            return
+        inputs = [self._write(row) for row in plan.rows]  # all rows write before any attends, as on a device
+        results = tuple(self._row(row, tokens) for row, tokens in zip(plan.rows, inputs, strict=True))
+        self._last = [result.tokens[0] if result.tokens else 0 for result in results]
+        future.set_result(StepResult(results, seconds))
+
+    def _slots(self, row: Row, start: int, stop: int) -> NDArray[np.int64]:
+        size = self._capacity.block_size
+        positions = np.arange(start, stop)
+        return np.array(row.blocks, np.int64)[positions // size] * size + positions % size
+
+    def _write(self, row: Row) -> tuple[int, ...]:
+        tokens = row.tokens if row.source < 0 else (self._last[row.source],)
+        stop = row.start + len(tokens)
+        self._pool[self._slots(row, row.start, stop)] = _slot_values(np.array(tokens, np.int64), row.start)
+        return tokens
+
+    def _row(self, row: Row, tokens: tuple[int, ...]) -> RowResult:
+        stop = row.start + len(tokens)
+        context = self._pool[self._slots(row, 0, stop)]
+        if (context == _EMPTY).any():
+            return RowResult(error="the row attends a slot that was never written")
+        scored = tuple(TokenLogprob(target, -1.0) for target in row.targets)
+        if row.draw is None:
+            return RowResult(scored=scored)
+        token = self._draw(context, row.draw)
+        logprobs = None if row.draw.sampling.logprobs is None else (TokenLogprob(token, -1.0),)
+        return RowResult((token,), logprobs, scored)
+
+    def _draw(self, context: Hashes, draw: Draw) -> int:
+        return _sampled(context, draw.sampling, draw.seed, self._vocabulary, draw.banned)
