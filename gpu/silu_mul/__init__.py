@@ -1,0 +1,9 @@
+"""silu_mul(gate, up, out): the gated activation of an MLP.
+
+    out[r, i] = gate[r, i] / (1 + exp(-gate[r, i])) * up[r, i]
+
+| tensor   | shape       | dtype                                   |
+|----------|-------------|-----------------------------------------|
+| gate, up | [rows, dim] | float32, bfloat16, float16              |
+| out      | [rows, dim] | as gate; may be gate or up itself       |
+"""
