@@ -1,0 +1,52 @@
+"""The ASGI application: every route, and what wraps them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.routing import Route
+
+from tokenspeed.api.chat import ChatDialect
+from tokenspeed.api.completions import CompletionDialect
+from tokenspeed.api.errors import ClientGoneError, handle_error, handle_http_error
+from tokenspeed.api.health import HealthEndpoint
+from tokenspeed.api.middleware import Boundary
+from tokenspeed.api.models import ModelsEndpoint, ServedModel
+from tokenspeed.api.openai_endpoint import OpenAIEndpoint
+from tokenspeed.api.options import ServerOptions
+from tokenspeed.errors import TokenSpeedError
+from tokenspeed.generation import Generator
+
+
+def create_app(
+    generator: Generator,
+    *,
+    model: ServedModel,
+    options: ServerOptions,
+    registry: CollectorRegistry,
+    ready: Callable[[], bool],
+) -> Starlette:
+    """The whole server but its socket. `ready` says whether a request would be taken now."""
+    chat = OpenAIEndpoint(ChatDialect(), generator, model, options)
+    completions = OpenAIEndpoint(CompletionDialect(), generator, model, options)
+    routes = [
+        Route("/chat/completions", chat.create, methods=["POST"]),
+        Route("/completions", completions.create, methods=["POST"]),
+        *ModelsEndpoint(model).routes(),
+        *HealthEndpoint(registry, ready).routes(),
+    ]
+    app = Starlette(
+        routes=routes,
+        middleware=[Middleware(Boundary)],
+        exception_handlers={
+            TokenSpeedError: handle_error,
+            ClientGoneError: handle_error,
+            HTTPException: handle_http_error,
+        },
+    )
+    app.router.redirect_slashes = False
+    return app

@@ -1,0 +1,102 @@
+"""Errors as OpenAI's clients read them: a status, and one JSON object that names the field.
+
+Only the words of a `RequestError` are shown; whatever else goes wrong has a fixed message here and its
+details in the log.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+
+import orjson
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from tokenspeed.errors import (
+    EngineError,
+    EngineStoppedError,
+    NotFoundError,
+    OverloadedError,
+    RequestError,
+)
+
+log = logging.getLogger(__name__)
+
+FAILED = "The server failed on this request. It was not at fault and may be sent again."
+STOPPING = "The server is shutting down and takes no more requests."
+
+
+class BodyTooLargeError(RequestError):
+    """The body is longer than this server reads."""
+
+
+class ClientGoneError(Exception):
+    """The client closed the connection; nobody reads what would be answered."""
+
+
+def error_body(message: str, kind: str, *, param: str | None = None, code: str | None = None) -> bytes:
+    """OpenAI's error object."""
+    return orjson.dumps({"error": {"message": message, "type": kind, "param": param, "code": code}})
+
+
+def status_of(error: RequestError) -> int:
+    """The HTTP status that says whose turn it is."""
+    match error:
+        case OverloadedError():
+            return 429
+        case NotFoundError():
+            return 404
+        case BodyTooLargeError():
+            return 413
+        case _:
+            return 400
+
+
+def describe(error: Exception) -> tuple[int, bytes]:
+    """Status and body of any exception; the unexpected ones are logged here and nowhere else."""
+    match error:
+        case RequestError():
+            status = status_of(error)
+            kind = "rate_limit_error" if status == 429 else "invalid_request_error"
+            return status, error_body(str(error), kind, param=error.param, code=error.code)
+        case EngineStoppedError():
+            return 503, error_body(STOPPING, "server_error", code="shutting_down")
+        case EngineError():
+            log.error("a request failed: %s", error)
+        case _:
+            log.error("an unexpected error ended a request", exc_info=error)
+    return 500, error_body(FAILED, "server_error", code="internal_error")
+
+
+def error_response(error: Exception) -> Response:
+    """The whole answer to a request that failed before its answer began."""
+    status, body = describe(error)
+    headers = {}
+    if isinstance(error, OverloadedError):
+        headers["retry-after"] = str(max(1, math.ceil(error.retry_after)))
+    if isinstance(error, BodyTooLargeError):
+        headers["connection"] = "close"  # the rest of the body is not worth reading
+    return Response(body, status, headers, media_type="application/json")
+
+
+async def handle_error(_: Request, error: Exception) -> Response:
+    """Starlette's hook for what endpoints raise."""
+    if isinstance(error, ClientGoneError):
+        return Response(status_code=499)
+    return error_response(error)
+
+
+async def handle_http_error(request: Request, error: Exception) -> Response:
+    """Starlette's own 404 and 405, in the same shape."""
+    assert isinstance(error, HTTPException)
+    route = f"{request.method} {request.scope['path']}"
+    if error.status_code == 405:
+        message, code = f"{route}: this path does not take that method.", "method_not_allowed"
+    elif error.status_code == 404:
+        message, code = f"{route}: there is nothing at this path.", "not_found"
+    else:
+        message, code = str(error.detail), "http_error"
+    body = error_body(message[:500], "invalid_request_error", code=code)
+    return Response(body, error.status_code, error.headers, media_type="application/json")

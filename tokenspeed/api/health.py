@@ -1,0 +1,52 @@
+"""Whether the server lives, whether it can serve, and what it counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import orjson
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from tokenspeed import __version__
+
+
+class HealthEndpoint:
+    """`/health` answers as long as the process does; `/ready` only while requests are taken."""
+
+    def __init__(self, registry: CollectorRegistry, ready: Callable[[], bool]) -> None:
+        self._registry = registry
+        self._ready = ready
+
+    def routes(self) -> list[Route]:
+        return [
+            Route("/", self.root),
+            Route("/health", self.health),
+            Route("/ready", self.ready),
+            Route("/metrics", self.metrics),
+            Route("/version", self.version),
+        ]
+
+    async def root(self, _: Request) -> Response:
+        return PlainTextResponse("TokenSpeed is running\n")
+
+    async def health(self, _: Request) -> Response:
+        return _json({"status": "ok"})
+
+    async def ready(self, _: Request) -> Response:
+        if self._ready():
+            return _json({"status": "ready"})
+        return _json({"status": "not ready"}, status=503)
+
+    async def metrics(self, _: Request) -> Response:
+        body = generate_latest(self._registry)
+        return Response(body, headers={"content-type": CONTENT_TYPE_LATEST})
+
+    async def version(self, _: Request) -> Response:
+        return _json({"version": __version__})
+
+
+def _json(value: dict[str, str], status: int = 200) -> Response:
+    return Response(orjson.dumps(value), status, media_type="application/json")

@@ -1,0 +1,253 @@
+"""What any protocol may ask to be generated, and the bounds that protect everybody else.
+
+Fields have one neutral name here; `GenerationRequest.names` says what the client calls them, so that an
+error names the field as the client wrote it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tokenspeed.core.request import Sampling
+from tokenspeed.errors import ContextLengthError, RequestError
+from tokenspeed.options import option
+
+MAX_LOGIT_BIAS = 1024  # entries; each is applied to every draw of the request
+GREEDY_BELOW = 1e-5  # a temperature under this would only overflow the logits
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """`[limits]`. Caps on one request that protect everybody else."""
+
+    max_tokens: int = option(4096, at_least=1, at_most=16_777_216)  # generated, for one choice
+    max_prompt_tokens: int = option(1_048_576, at_least=1, at_most=16_777_216)
+    max_choices: int = option(16, at_least=1, at_most=1024)  # n x prompts of one request
+    max_stops: int = option(16, at_least=0, at_most=1024)
+    max_stop_chars: int = option(256, at_least=1, at_most=65536)
+    max_logprobs: int = option(20, at_least=0, at_most=1000)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPrompt:
+    """Ids that the client tokenised itself."""
+
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TextPrompt:
+    """Text to continue."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChatPrompt:
+    """Messages, and what else the model's chat template is rendered with."""
+
+    messages: Sequence[Mapping[str, Any]]
+    tools: Sequence[Mapping[str, Any]] | None = None
+    add_generation_prompt: bool = True
+    continue_final: bool = False  # go on with the last message instead of answering it
+    extra: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FillPrompt:
+    """Fill in the middle: what belongs between `prefix` and `suffix`."""
+
+    prefix: str
+    suffix: str
+
+
+Prompt = TokenPrompt | TextPrompt | ChatPrompt | FillPrompt
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingFields:
+    """`Sampling` as a client asks for it; None takes the model's default."""
+
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    seed: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    logit_bias: Mapping[str, float] | None = None  # by token id, as JSON has it
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """Prompts and how to continue each of them, `n` times.
+
+    `max_tokens` None is to the end of the context, within the limits; 0 only echoes and scores. `logprobs`
+    is the number of alternatives beside each token, None for no log-probabilities at all.
+    """
+
+    id: str
+    prompts: tuple[Prompt, ...]
+    sampling: SamplingFields = field(default_factory=SamplingFields)
+    n: int = 1
+    max_tokens: int | None = None
+    min_tokens: int = 0
+    stops: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    include_stop: bool = False
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    echo: bool = False
+    priority: int = 0
+    names: Mapping[str, str] = field(default_factory=dict)
+
+    def name(self, neutral: str) -> str:
+        """The field as the client calls it."""
+        return self.names.get(neutral, neutral)
+
+
+# Inclusive bounds of the plain numbers of `SamplingFields`.
+SAMPLING_RANGES: Mapping[str, tuple[float, float]] = {
+    "temperature": (0.0, 2.0),
+    "top_k": (-1, 2**31 - 1),
+    "top_p": (0.0, 1.0),
+    "min_p": (0.0, 1.0),
+    "seed": (-(2**63), 2**63 - 1),
+    "presence_penalty": (-2.0, 2.0),
+    "frequency_penalty": (-2.0, 2.0),
+    "repetition_penalty": (0.01, 100.0),
+}
+
+
+def invalid(request: GenerationRequest, neutral: str, problem: str) -> RequestError:
+    """The error that field `neutral` has `problem`, which reads on from the field's name."""
+    name = request.name(neutral)
+    return RequestError(f"{name} {problem}", param=name, code="invalid_value")
+
+
+def check_request(request: GenerationRequest, limits: Limits, vocab_size: int) -> None:
+    """Raise a `RequestError` for the first field that is out of its bounds."""
+    if not request.prompts:
+        raise invalid(request, "prompts", "must not be empty")
+    _check_range(request, "n", request.n, 1, limits.max_choices)
+    if request.n * len(request.prompts) > limits.max_choices:
+        asked = f"{len(request.prompts)} prompts x n = {request.n}"
+        raise invalid(
+            request, "prompts", f"asks for too many choices ({asked}); the most is {limits.max_choices}"
+        )
+    if request.max_tokens is not None:
+        _check_range(request, "max_tokens", request.max_tokens, 0, limits.max_tokens)
+    most = limits.max_tokens if request.max_tokens is None else request.max_tokens
+    _check_range(request, "min_tokens", request.min_tokens, 0, most)
+    if request.logprobs is not None:
+        _check_range(request, "logprobs", request.logprobs, 0, limits.max_logprobs)
+    _check_range(request, "priority", request.priority, -100, 100)
+    _check_stops(request, limits, vocab_size)
+    for name, (low, high) in SAMPLING_RANGES.items():
+        value = getattr(request.sampling, name)
+        if value is not None:
+            _check_range(request, name, value, low, high)
+
+
+def _check_range(request: GenerationRequest, name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:  # false for NaN as well
+        shown = str(value) if abs(value) < 1e18 else "a huge number"
+        raise invalid(request, name, f"must be between {low} and {high}, not {shown}")
+
+
+def _check_stops(request: GenerationRequest, limits: Limits, vocab_size: int) -> None:
+    for name, stops in (("stops", request.stops), ("stop_token_ids", request.stop_token_ids)):
+        if len(stops) > limits.max_stops:
+            raise invalid(request, name, f"has {len(stops)} entries; the most is {limits.max_stops}")
+    for stop in request.stops:
+        if not stop:
+            raise invalid(request, "stops", "must not hold an empty string")
+        if len(stop) > limits.max_stop_chars:
+            most = limits.max_stop_chars
+            raise invalid(request, "stops", f"has an entry of {len(stop)} characters; the most is {most}")
+    check_ids(request, "stop_token_ids", request.stop_token_ids, vocab_size)
+
+
+def check_ids(request: GenerationRequest, name: str, ids: Sequence[int], vocab_size: int) -> None:
+    """Raise unless every id is in the vocabulary."""
+    if ids and not (min(ids) >= 0 and max(ids) < vocab_size):
+        wrong = next(i for i in ids if not 0 <= i < vocab_size)
+        shown = str(wrong) if abs(wrong) < 10**18 else "a huge number"
+        raise invalid(request, name, f"has token id {shown}; the vocabulary has ids 0 to {vocab_size - 1}")
+
+
+def resolve_sampling(request: GenerationRequest, defaults: Sampling, seed: int, vocab_size: int) -> Sampling:
+    """The client's fields over the model's defaults; `seed` where the client has none."""
+    asked = request.sampling
+    top_k = defaults.top_k if asked.top_k is None else max(asked.top_k, 0)
+    top_p = defaults.top_p if asked.top_p is None else asked.top_p
+    if top_p == 0.0:  # the empty nucleus means its first token
+        top_k, top_p = 1, 1.0
+    temperature = _either(asked.temperature, defaults.temperature)
+    return Sampling(
+        temperature=temperature if temperature >= GREEDY_BELOW else 0.0,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=_either(asked.min_p, defaults.min_p),
+        # Choice i draws with seed + i: 62 bits leave room for that in an int64, whatever the client sends.
+        seed=(seed if asked.seed is None else asked.seed) % 2**62,
+        presence_penalty=_either(asked.presence_penalty, defaults.presence_penalty),
+        frequency_penalty=_either(asked.frequency_penalty, defaults.frequency_penalty),
+        repetition_penalty=_either(asked.repetition_penalty, defaults.repetition_penalty),
+        logit_bias=_logit_bias(request, asked.logit_bias, vocab_size) or defaults.logit_bias,
+        logprobs=request.logprobs,
+    )
+
+
+def _either(asked: float | None, default: float) -> float:
+    return default if asked is None else asked
+
+
+def _logit_bias(
+    request: GenerationRequest, biases: Mapping[str, float] | None, vocab_size: int
+) -> tuple[tuple[int, float], ...]:
+    if not biases:
+        return ()
+    if len(biases) > MAX_LOGIT_BIAS:
+        raise invalid(request, "logit_bias", f"has {len(biases)} entries; the most is {MAX_LOGIT_BIAS}")
+    parsed: dict[int, float] = {}
+    for key, bias in biases.items():
+        # isdecimal alone would let other scripts' digits through; 18 digits bound what int() reads.
+        if not (key.isascii() and key.isdecimal() and len(key) <= 18):
+            raise invalid(request, "logit_bias", f"has the key {key[:40]!r}; keys are token ids")
+        check_ids(request, "logit_bias", (int(key),), vocab_size)
+        _check_range(request, "logit_bias", bias, -100.0, 100.0)
+        parsed[int(key)] = bias
+    return tuple(sorted(parsed.items()))
+
+
+def room_for(request: GenerationRequest, prompt: Sequence[int], limits: Limits, context: int) -> int:
+    """How many tokens may follow `prompt`; raises where that is fewer than asked for, or none."""
+    name = request.name("prompts")
+    length = len(prompt)
+    if length > limits.max_prompt_tokens:
+        raise ContextLengthError(
+            f"This server takes prompts of at most {limits.max_prompt_tokens} tokens, "
+            f"but yours has {length} tokens. Please shorten it.",
+            param=name,
+        )
+    if length > context or (length == context and request.max_tokens != 0):
+        raise ContextLengthError(
+            f"This model's maximum context length is {context} tokens, but your prompt has {length} tokens, "
+            "which exceeds the available context size. Please shorten it.",
+            param=name,
+        )
+    room = context - length
+    if request.max_tokens is None:
+        return min(room, limits.max_tokens)
+    if request.max_tokens > room:
+        raise ContextLengthError(
+            f"This model's maximum context length is {context} tokens, but you requested "
+            f"{length + request.max_tokens} tokens ({length} in the prompt, {request.max_tokens} in the "
+            "completion), which exceeds the available context size. Please ask for less.",
+            param=request.name("max_tokens"),
+        )
+    return request.max_tokens
