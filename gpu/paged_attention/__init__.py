@@ -1,9 +1,9 @@
 """paged_attention(query, key_pool, value_pool, block_tables, row_starts, contexts, scale, window, out).
 
-Each token of a batch attends, causally, the keys and values of its own sequence, which lie in blocks of a pool.
-Row r of the batch is the tokens [row_starts[r], row_starts[r + 1]), the last ones of a sequence of contexts[r]
-tokens whose keys and values are all in the pool, its own included. Entry p of the sequence lies in block
-block_tables[r, p // block_size] at p % block_size.
+Each token of a batch attends, causally, the keys and values of its own sequence, which lie in blocks of a
+pool. Row r of the batch is the tokens [row_starts[r], row_starts[r + 1]), the last ones of a sequence of
+contexts[r] tokens whose keys and values are all in the pool, its own included. Entry p of the sequence lies
+in block block_tables[r, p // block_size] at p % block_size.
 
     out[t, h] = sum_p softmax_p(scale * query[t, h] . key[p, g]) * value[p, g],   g = h * kv_heads // heads
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -155,6 +155,5 @@ class TorchDecoder:
 
     def _placed_layer(self, layer: LayerWeights) -> LayerWeights:
         tensors = {field.name: getattr(layer, field.name) for field in fields(layer)}
-        return LayerWeights(
-            **{name: None if tensor is None else self._placed(tensor) for name, tensor in tensors.items()}
-        )
+        placed = {name: self._placed(tensor) for name, tensor in tensors.items() if tensor is not None}
+        return replace(layer, **placed)

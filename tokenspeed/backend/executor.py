@@ -1,0 +1,124 @@
+"""One step of the model, from plan to result, on the thread that owns the device."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from tokenspeed.core.plan import NOTHING, Draw, Row, RowResult, StepPlan, StepResult
+from tokenspeed.core.request import TokenLogprob
+from tokenspeed.model.batch import Decoder
+from tokenspeed.model.batching import Batcher
+from tokenspeed.model.sampler import NOT_FINITE, Sampled, sample, score
+
+SOURCE_FAILED = "the step before it gave no token"
+
+
+class Executor:
+    """Runs plans one after the other; remembers what the last one sampled, for the rows that follow it."""
+
+    def __init__(self, decoder: Decoder, *, block_size: int, vocab_size: int) -> None:
+        self._decoder = decoder
+        self._batcher = Batcher(block_size)
+        self._vocab_size = vocab_size
+        self._sampled: dict[int, int] = {}  # row of the last plan -> the last token it sampled
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        """The result of one step. Raises what the decoder raises; the next plan then finds no sources."""
+        started = time.perf_counter()
+        sampled, self._sampled = self._sampled, {}
+        if not plan.rows:
+            return StepResult((), 0.0)
+        faults: dict[int, str] = {}
+        rows = [self._ready(number, row, sampled, faults) for number, row in enumerate(plan.rows)]
+        with torch.inference_mode():
+            results = self._compute(rows)
+        for number, fault in faults.items():
+            results[number] = RowResult(error=fault)
+        self._sampled = {number: result.tokens[-1] for number, result in enumerate(results) if result.tokens}
+        return StepResult(tuple(results), time.perf_counter() - started)
+
+    def _ready(self, number: int, row: Row, sampled: dict[int, int], faults: dict[int, str]) -> Row:
+        """The row with its tokens on the host. One that cannot be computed is noted in `faults` and runs on
+        token 0, in blocks that nobody reads any more."""
+        if row.source >= 0:
+            token = sampled.get(row.source)
+            if token is None:
+                faults[number] = SOURCE_FAILED
+            return _followed(row, token or 0)
+        if not 0 <= min(row.tokens) <= max(row.tokens) < self._vocab_size:
+            faults[number] = f"a token is beyond the vocabulary of {self._vocab_size}"
+            return row._replace(tokens=(0,) * len(row.tokens))
+        return row
+
+    def _compute(self, rows: Sequence[Row]) -> list[RowResult]:
+        layout = self._batcher.layout(rows)
+        logits = self._decoder.forward(layout.batch)
+        draws = [draw for row in rows if row.draw is not None for draw in _draws(row, row.draw)]
+        drawn = iter(sample(logits[: layout.drawn], draws)) if draws else iter(())
+        scored = iter(_scores(logits[layout.drawn :], rows))
+        results = []
+        for row in rows:
+            if row.draw is None and not row.targets:
+                results.append(NOTHING)
+                continue
+            verified = [next(drawn) for _ in range(1 + len(row.drafts))] if row.draw is not None else []
+            results.append(_result(row, verified, [next(scored) for _ in row.targets]))
+        return results
+
+
+def _followed(row: Row, token: int) -> Row:
+    """The row with `token` in the place of the one that was not on the host when it was planned."""
+    draw = row.draw
+    if draw is not None and draw.generated:
+        draw = draw._replace(generated=(*draw.generated[:-1], token))
+    return row._replace(tokens=(token,), draw=draw)
+
+
+def _draws(row: Row, draw: Draw) -> list[Draw]:
+    """The draw after the row's last token and after each of its drafts."""
+    if not row.drafts:
+        return [draw]
+    penalised = draw.sampling.penalised
+    return [
+        draw._replace(
+            position=draw.position + ahead,
+            generated=draw.generated + row.drafts[:ahead] if penalised else draw.generated,
+        )
+        for ahead in range(1 + len(row.drafts))
+    ]
+
+
+def _scores(logits: Tensor, rows: Sequence[Row]) -> list[TokenLogprob | None]:
+    """One for each target of all rows, in order."""
+    scores: list[TokenLogprob | None] = []
+    for row in rows:
+        if row.targets:
+            first = len(scores)
+            scores += score(logits[first : first + len(row.targets)], row.targets, row.score)
+    return scores
+
+
+def _result(row: Row, verified: Sequence[Sampled], scored: Sequence[TokenLogprob | None]) -> RowResult:
+    """What the row gave: of the tokens sampled after it and its drafts, those up to the first surprise."""
+    accepted: list[Sampled] = []
+    for ahead, sampled in enumerate(verified):
+        if sampled.error is not None:
+            if not accepted:
+                return RowResult(error=sampled.error)
+            break  # the tokens before it stand; the next step meets the same fault
+        accepted.append(sampled)
+        if ahead < len(row.drafts) and sampled.token != row.drafts[ahead]:
+            break
+    known = [each for each in scored if each is not None]
+    if len(known) < len(scored):
+        return RowResult(error=NOT_FINITE)
+    logprobs = tuple(each.logprob for each in accepted if each.logprob is not None)
+    return RowResult(
+        tokens=tuple(each.token for each in accepted),
+        logprobs=logprobs or None,
+        scored=tuple(known),
+    )

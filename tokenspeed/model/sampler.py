@@ -1,0 +1,208 @@
+"""From logits to tokens: penalties, filters, seeded draws and log-probabilities.
+
+A row is treated in this order: repetition penalty, frequency and presence penalties, logit bias, banned
+tokens, temperature, top-k, top-p (of what top-k left), min-p. Log-probabilities are the model's own, of the
+logits as they came, before all of that.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tokenspeed.core.plan import Draw
+from tokenspeed.core.request import Sampling, TokenLogprob
+from tokenspeed.model.randomness import uniform
+from tokenspeed.model.ranking import Ids, Logits, Sums, nucleus, pick, pick_each, prefix_reaching, top_ids
+
+NOT_FINITE = "the logits were not finite"
+NOTHING_ALLOWED = "no token is left to sample: all are banned"
+AT_ONCE = 1 << 22  # logits weighed together: 16 MiB of them
+COLDEST = 1e-30  # a temperature below this divides differences of logits to infinity just the same
+
+
+class Sampled(NamedTuple):
+    """One row's token, with its log-probability where asked; or why there is none."""
+
+    token: int
+    logprob: TokenLogprob | None = None
+    error: str | None = None
+
+
+def sample(logits: Tensor, draws: Sequence[Draw]) -> list[Sampled]:
+    """One token for each row of `logits` (float32 [rows, vocab]), drawn as its `Draw` says.
+
+    A draw depends on its own row, `sampling`, `seed` and `position` alone. Equal logits rank by id, lowest
+    first. A row with a NaN, an infinity above or no finite logit is an error of that row.
+    """
+    rows: Logits = logits.cpu().numpy()
+    plain = [number for number, draw in enumerate(draws) if _is_plain(draw)]
+    free = [number for number, draw in enumerate(draws) if _is_free(draw)]
+    others = sorted({*range(len(draws))} - {*plain, *free})
+    sampled: dict[int, Sampled] = {number: _sample_row(rows[number], draws[number]) for number in others}
+    # Most rows need no more than this, and all of them at once.
+    for numbers in _in_parts(plain, rows.shape[1]):
+        sampled |= zip(numbers, _greedy(_rows(rows, numbers)), strict=True)
+    for numbers in _in_parts(free, rows.shape[1]):
+        drawn = _draw_free(_rows(rows, numbers), [draws[number] for number in numbers])
+        sampled |= zip(numbers, drawn, strict=True)
+    return [sampled[number] for number in range(len(draws))]
+
+
+def score(logits: Tensor, targets: Sequence[int], alternatives: int) -> list[TokenLogprob | None]:
+    """The log-probability of `targets[r]` under row r of `logits` (float32 [rows, vocab]), with the best
+    `alternatives`; None where the logits were not finite."""
+    rows: Logits = logits.cpu().numpy()
+    return [
+        _logprob(row, target, alternatives) if math.isfinite(row.max()) else None
+        for row, target in zip(rows, targets, strict=True)
+    ]
+
+
+def _is_untouched(draw: Draw) -> bool:
+    """Whether the logits are drawn from as they came, and nothing is asked but the token."""
+    sampling = draw.sampling
+    return not (sampling.logprobs is not None or sampling.logit_bias or draw.banned or sampling.penalised)
+
+
+def _is_plain(draw: Draw) -> bool:
+    """Whether the greatest logit is all that is asked for."""
+    return draw.sampling.temperature == 0.0 and _is_untouched(draw)
+
+
+def _is_free(draw: Draw) -> bool:
+    """Whether the draw is from the whole vocabulary, by temperature alone."""
+    return draw.sampling.temperature > 0.0 and _is_unfiltered(draw.sampling) and _is_untouched(draw)
+
+
+def _is_unfiltered(sampling: Sampling) -> bool:
+    return sampling.top_k == 0 and sampling.top_p >= 1.0 and sampling.min_p <= 0.0
+
+
+def _in_parts(numbers: list[int], vocab: int) -> Iterator[list[int]]:
+    """Runs of row numbers, each of at most `AT_ONCE` logits."""
+    size = max(AT_ONCE // vocab, 1)
+    for start in range(0, len(numbers), size):
+        yield numbers[start : start + size]
+
+
+def _rows(rows: Logits, numbers: list[int]) -> Logits:
+    """The rows of these ascending numbers; a view where they are neighbours."""
+    first, last = numbers[0], numbers[-1]
+    return rows[first : last + 1] if last - first + 1 == len(numbers) else rows[numbers]
+
+
+def _greedy(rows: Logits) -> list[Sampled]:
+    best = rows.argmax(axis=1)  # the first of equals; a NaN counts as the greatest
+    return _told(best, np.isfinite(rows[np.arange(len(rows)), best]))
+
+
+def _draw_free(rows: Logits, draws: Sequence[Draw]) -> list[Sampled]:
+    peaks = rows.max(axis=1)
+    finite = np.isfinite(peaks)
+    if not finite.all():
+        rows, peaks = np.where(finite[:, None], rows, 0.0).astype(np.float32), np.where(finite, peaks, 0.0)
+    return _told(_pick_free(rows, peaks.astype(np.float32), draws), finite)
+
+
+def _pick_free(rows: Logits, peaks: Logits, draws: Sequence[Draw]) -> Ids:
+    """A token of the whole vocabulary for each row of logits [rows, vocab] with finite greatest `peaks`."""
+    temperatures = np.array([draw.sampling.temperature for draw in draws])
+    weights = _scaled(rows, peaks[:, None], temperatures[:, None])
+    np.exp(weights, out=weights)
+    return pick_each(weights, np.array([uniform(draw.seed, draw.position) for draw in draws]))
+
+
+def _scaled(logits: Logits, peaks: Logits | float, temperatures: Sums | float) -> Logits:
+    """(logits - peaks) / temperatures: log-probabilities but for a common term; the greatest is 0."""
+    scaled: Logits = logits - np.float32(peaks)
+    with np.errstate(over="ignore"):  # a tiny temperature makes all but the greatest -inf, as it should
+        scaled /= np.maximum(temperatures, COLDEST).astype(np.float32)
+    return scaled
+
+
+def _told(tokens: Ids, finite: NDArray[np.bool_]) -> list[Sampled]:
+    sampled = [Sampled(token) for token in tokens.tolist()]
+    for row in np.flatnonzero(~finite).tolist():
+        sampled[row] = Sampled(0, error=NOT_FINITE)
+    return sampled
+
+
+def _sample_row(row: Logits, draw: Draw) -> Sampled:
+    sampling = draw.sampling
+    if not math.isfinite(row.max()):
+        return Sampled(0, error=NOT_FINITE)
+    if beyond := [token for token, _ in sampling.logit_bias if not 0 <= token < len(row)]:
+        return Sampled(0, error=f"logit_bias names token {beyond[0]}, but the vocabulary has {len(row)}")
+    adjusted = _adjusted(row, draw)
+    peak = float(adjusted.max())
+    if peak == -math.inf:
+        return Sampled(0, error=NOTHING_ALLOWED)
+    token = int(adjusted.argmax()) if sampling.temperature == 0.0 else _draw(adjusted, peak, draw)
+    wanted = sampling.logprobs
+    return Sampled(token, None if wanted is None else _logprob(row, token, wanted))
+
+
+def _adjusted(row: Logits, draw: Draw) -> Logits:
+    """The row with penalties, bias and bans applied; the row itself where there are none."""
+    sampling = draw.sampling
+    if not (sampling.penalised or sampling.logit_bias or draw.banned):
+        return row
+    row = row.copy()
+    if sampling.repetition_penalty != 1.0:
+        seen = np.array(draw.prompt + draw.generated, dtype=np.intp)
+        logits = row[seen]
+        penalty = np.float32(sampling.repetition_penalty)
+        row[seen] = np.where(logits > 0, logits / penalty, logits * penalty)
+    if sampling.frequency_penalty or sampling.presence_penalty:
+        tokens, counts = np.unique(np.array(draw.generated, dtype=np.intp), return_counts=True)
+        row[tokens] -= (counts * sampling.frequency_penalty + sampling.presence_penalty).astype(np.float32)
+    for token, bias in sampling.logit_bias:
+        row[token] += np.float32(bias)
+    if draw.banned:
+        row[list(draw.banned)] = -np.inf
+    return row
+
+
+def _draw(logits: Logits, peak: float, draw: Draw) -> int:
+    """Draw by inverting the cumulative distribution of what the filters leave."""
+    if _is_unfiltered(draw.sampling):
+        # The same path as many rows at once take, so that asking for more never changes the token.
+        return int(_pick_free(logits[None], np.array([peak], dtype=np.float32), [draw])[0])
+    ids, weights = _filtered(logits, peak, draw.sampling)
+    return int(ids[pick(weights, uniform(draw.seed, draw.position))])
+
+
+def _filtered(logits: Logits, peak: float, sampling: Sampling) -> tuple[Ids, Logits]:
+    """The ids that the filters leave, and their probabilities but for a common factor: the greatest is 1.
+
+    Each filter keeps the best tokens down to some rank, so what all leave is the shortest of their prefixes.
+    """
+    scaled = _scaled(logits, peak, sampling.temperature)
+    if 0 < sampling.top_k < len(logits):
+        ids = top_ids(scaled, sampling.top_k)
+        weights = np.exp(scaled[ids])
+        if sampling.top_p < 1.0:
+            reached = np.cumsum(weights, dtype=np.float64)
+            ids = ids[: prefix_reaching(reached, sampling.top_p * float(reached[-1]))]
+            weights = weights[: len(ids)]
+    else:
+        weights = np.exp(scaled)
+        ids = nucleus(scaled, weights, sampling.top_p) if sampling.top_p < 1.0 else np.arange(len(logits))
+        weights = weights[ids]
+    kept = weights >= sampling.min_p
+    return ids[kept], weights[kept]
+
+
+def _logprob(row: Logits, token: int, alternatives: int) -> TokenLogprob:
+    """The entries of `token` and of the best `alternatives` in the log-softmax of logits [vocab]."""
+    peak = row.max()
+    log_sum = float(peak) + math.log(np.exp(row - peak).sum(dtype=np.float64))
+    best = top_ids(row, min(alternatives, len(row))) if alternatives else ()
+    top = tuple((int(other), float(row[other]) - log_sum) for other in best)
+    return TokenLogprob(token, float(row[token]) - log_sum, top)
