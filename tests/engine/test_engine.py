@@ -270,6 +270,17 @@ def test_a_sequence_that_was_preempted_goes_on_where_it_was() -> None:
     run(main())
 
 
+def test_a_prefill_that_runs_out_of_blocks_takes_none_from_a_row_of_the_same_step() -> None:
+    async def main() -> None:
+        async with Server(blocks=58, step_tokens=16) as server:
+            made = [request("long", range(200), 2)] + [request(f"s{i}", [i], 60) for i in range(3)]
+            got = await asyncio.gather(*(server.tokens(one) for one in made))
+            assert server.scheduler.preemptions > 0
+            assert got == [expected(one, 0) for one in made]
+
+    run(main())
+
+
 def test_prompt_scores_come_once_and_cover_every_token_but_the_first() -> None:
     async def main() -> None:
         async with Server(step_tokens=16) as server:

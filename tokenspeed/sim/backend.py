@@ -76,7 +76,7 @@ class StepCosts:
 
 
 class SimBackend:
-    """A `Backend` on the clock of the running loop. `fail_steps` are the numbers of steps that fail."""
+    """A `Backend` on the clock of the running loop; the steps that `fails` picks fail as a whole."""
 
     def __init__(
         self,
@@ -118,10 +118,21 @@ class SimBackend:
             self._last = [0] * len(plan.rows)
             future.set_exception(EngineError("the simulated device failed"))
             return
+        self._check_writes(plan)
         inputs = [self._write(row) for row in plan.rows]  # all rows write before any attends, as on a device
         results = tuple(self._row(row, tokens) for row, tokens in zip(plan.rows, inputs, strict=True))
         self._last = [result.tokens[0] if result.tokens else 0 for result in results]
         future.set_result(StepResult(results, seconds))
+
+    def _check_writes(self, plan: StepPlan) -> None:
+        """Rows run in any order, or at once: no two may write the same block."""
+        size = self._capacity.block_size
+        written: set[int] = set()
+        for row in plan.rows:
+            blocks = row.blocks[row.start // size : -(-(row.start + len(row.tokens)) // size)]
+            if not written.isdisjoint(blocks):
+                raise RuntimeError(f"step {plan.number}: two rows write the same block")
+            written.update(blocks)
 
     def _slots(self, row: Row, start: int, stop: int) -> NDArray[np.int64]:
         size = self._capacity.block_size
