@@ -84,3 +84,11 @@ def test_a_long_stop_that_nearly_repeats_costs_a_step_for_each_character() -> No
     assert len("".join(out)) == 200_000 - 65_536
     assert stream.push("b") == ""
     assert stream.hit == stop
+
+
+@given(text=st.text("^]-[&~|\\", max_size=12), data=st.data())
+def test_no_character_of_a_stop_is_special(text: str, data: st.DataObject) -> None:
+    stops = data.draw(st.lists(st.text("^]-[&~|\\", min_size=1, max_size=3), max_size=8))
+    stream = StopStrings(stops)
+    out = stream.push(text) + stream.flush()
+    assert (out, stream.hit) == whole(text, stops, include=False)

@@ -79,6 +79,18 @@ def test_the_spelling_of_a_special_token_is_one_token_only_where_it_is_asked_for
     assert tokenizer.decode(plain, skip_special=True) == "a</s>b"
 
 
+def test_an_added_token_that_is_not_special_is_one_token_always() -> None:
+    library = tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0, "<": 1}, []))
+    library.decoder = tokenizers.decoders.ByteLevel()
+    library.add_special_tokens(["<s>"])
+    library.add_tokens(["<think>"])
+    library.add_special_tokens(["<e>"])
+    tokenizer = Tokenizer(library.to_str().encode(), {})
+    assert tokenizer.special_ids == {2, 4}
+    assert tokenizer.encode("a<s><think><e>", add_special=True) == [0, 2, 3, 4]
+    assert tokenizer.encode("a<think><e>", add_special=True, parse_special=False) == [0, 3, 1]
+
+
 def test_special_tokens_are_skipped_or_shown(tokenizer: Tokenizer) -> None:
     ids = tokenizer.encode("fox</s>", add_special=True)
     assert tokenizer.decode(ids, skip_special=True) == "fox"

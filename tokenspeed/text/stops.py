@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from tokenspeed.errors import RequestError
@@ -15,23 +16,27 @@ class StopStrings:
     passed on only if `include`.
     """
 
-    __slots__ = ("_held", "_include", "_matchers", "hit")
+    __slots__ = ("_held", "_include", "_matchers", "_starts", "hit")
 
     def __init__(self, stops: Sequence[str], *, include: bool = False) -> None:
         if "" in stops:
             raise RequestError("a stop string may not be empty", param="stop")
         # Longest first: of equal ends, `min` then finds the longest.
         self._matchers = [_Matcher(stop) for stop in sorted(set(stops), key=len, reverse=True)]
+        starts = "".join(sorted({stop[0] for stop in stops}))
+        self._starts = re.compile(f"[{re.escape(starts)}]") if starts else None
         self._include = include
         self._held = ""
         self.hit: str | None = None
 
     def push(self, text: str) -> str:
         """The part of all text so far that is safe to pass on now. Nothing after a hit."""
-        if not self._matchers:
+        if self._starts is None:
             return text
         if self.hit is not None:
             return ""
+        if not self._held and self._starts.search(text) is None:
+            return text  # most text has no place where a stop string could start
         found = [(end, matcher.stop) for matcher in self._matchers if (end := matcher.feed(text)) >= 0]
         known = self._held + text
         if found:
@@ -72,7 +77,7 @@ class _Matcher:
         stop, shorter, matched = self.stop, self._shorter, self.matched
         index = 0
         while index < len(text):
-            if matched == 0:  # leap to where a match can start; most text has no such place
+            if matched == 0:  # leap to where a match can start
                 index = text.find(stop[0], index)
                 if index < 0:
                     break

@@ -23,9 +23,7 @@ class Tokenizer:
 
     def __init__(self, data: bytes, config: Mapping[str, Any], *, source: str = "tokenizer.json") -> None:
         self._backend = _backend(data, source)
-        # The tokenizers library keeps this choice in the tokenizer itself, so each answer has its own.
-        self._plain_backend = _backend(data, source)
-        self._plain_backend.encode_special_tokens = True
+        self._plain_backend = _without_parsing(self._backend)
         self._ids = self._backend.get_vocab(with_added_tokens=True)
         added = self._backend.get_added_tokens_decoder()
         spelling = read_spelling(parse_object(data, Path(source)).get("decoder"), source)
@@ -150,3 +148,18 @@ def _backend(data: bytes, source: str) -> tokenizers.Tokenizer:
     backend.no_truncation()
     backend.no_padding()
     return backend
+
+
+def _without_parsing(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """The same tokenizer, to which the spelling of a special token is text.
+
+    The library keeps this choice in the tokenizer itself, so each has its own; they share the vocabulary,
+    which is what takes the memory. Added tokens get their ids in the order of being added.
+    """
+    plain = tokenizers.Tokenizer(backend.model)
+    plain.normalizer = backend.normalizer
+    plain.pre_tokenizer = backend.pre_tokenizer
+    plain.post_processor = backend.post_processor
+    plain.add_tokens([token for _, token in sorted(backend.get_added_tokens_decoder().items())])
+    plain.encode_special_tokens = True
+    return plain
