@@ -126,14 +126,17 @@ class Scheduler:
         owners: list[Owner] = []
         planned: set[int] = set()
         prefills: list[Sequence] = []
+        size = self.capacity.block_size
         for sequence in sorted(self._running.values(), key=_by_age):  # the eldest find blocks first
-            pending = sequence.pending
+            pending = len(sequence.tokens) + sequence.in_flight - sequence.planned
             if pending > 1:
                 prefills.append(sequence)
-            elif pending == 1 and self._may_decode(sequence) and self._grow(sequence, 1, planned):
-                planned.add(sequence.id)
-                owners.append((sequence, sequence.epoch))
-                rows.append(self._row(sequence, 1, len(rows)))
+            elif pending == 1 and (not sequence.in_flight or self._may_run_ahead(sequence)):
+                has_room = sequence.planned < len(sequence.blocks) * size
+                if has_room or self._grow(sequence, 1, planned):
+                    planned.add(sequence.id)
+                    owners.append((sequence, sequence.epoch))
+                    rows.append(self._row(sequence, 1, len(rows)))
         for sequence, count in self._prefill_shares(prefills, len(rows), now):
             fitting = self._grow(sequence, count, planned)
             if fitting:
@@ -192,7 +195,7 @@ class Scheduler:
 
     def _start_waiting(self, prefills: list[Sequence], budget: int, now: float) -> list[Sequence]:
         """Start the waiting sequences that this step has tokens, slots and blocks for, most urgent first."""
-        if not self._waiting:
+        if not self._waiting or len(self._running) >= self.options.max_running:
             return []
         reserved = sum(self.tables.wanted(s) for s in prefills)
         started: list[Sequence] = []
@@ -231,11 +234,9 @@ class Scheduler:
 
     # -- rows and their blocks ----------------------------------------------------------------------
 
-    def _may_decode(self, sequence: Sequence) -> bool:
+    def _may_run_ahead(self, sequence: Sequence) -> bool:
         """Whether the next row can be planned before the token in flight is known."""
-        if not sequence.in_flight:
-            return True
-        if sequence.request.sampling.penalised:
+        if sequence.penalised:
             return False  # a draw that looks at the tokens before it needs them all
         return len(sequence.tokens) + sequence.in_flight < sequence.limit
 
@@ -278,7 +279,7 @@ class Scheduler:
             tokens: tuple[int, ...] = (0,)
             source = sequence.row
         else:
-            tokens = tuple(sequence.tokens[start:stop])
+            tokens = (sequence.tokens[start],) if count == 1 else tuple(sequence.tokens[start:stop])
         draw = None
         if stop == known + sequence.in_flight and stop < sequence.limit:
             draw = self._draw(sequence, stop)
@@ -293,11 +294,11 @@ class Scheduler:
     def _draw(self, sequence: Sequence, position: int) -> Draw:
         request = sequence.request
         sampling = request.sampling
-        early = position - sequence.prompt_length < request.min_tokens
-        if not (early or sampling.penalised):
+        early = position < sequence.prompt_length + request.min_tokens
+        if not (early or sequence.penalised):
             return Draw(sampling, sequence.seed, position)
         banned = tuple(sorted(request.stop_ids)) if early else ()
-        if not sampling.penalised:
+        if not sequence.penalised:
             return Draw(sampling, sequence.seed, position, banned=banned)
         generated = tuple(sequence.tokens[sequence.prompt_length :])
         return Draw(sampling, sequence.seed, position, request.prompt, generated, banned)

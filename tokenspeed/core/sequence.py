@@ -26,6 +26,7 @@ class Sequence:
         "leader",
         "limit",
         "node",
+        "penalised",
         "planned",
         "prompt_length",
         "published",
@@ -46,6 +47,7 @@ class Sequence:
         self.request = request
         self.choice = choice
         self.due = due
+        self.penalised = request.sampling.penalised
         self.seed = request.sampling.seed + choice
         self.tokens = list(request.prompt)
         self.prompt_length = len(request.prompt)
@@ -84,4 +86,4 @@ class Sequence:
     @property
     def wants_scores(self) -> bool:
         """Whether the log-probabilities of the prompt are still to be computed, by this choice."""
-        return self.scores is None and self.choice == 0 and self.request.prompt_logprobs is not None
+        return self.request.prompt_logprobs is not None and self.scores is None and self.choice == 0

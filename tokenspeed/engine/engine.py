@@ -70,7 +70,7 @@ class Engine:
 
     def cancel(self, request_id: str, choice: int | None = None) -> None:
         """End a request, or one choice of it, at once; unknown and finished ones are left as they are."""
-        self._deliver(self.scheduler.cancel(request_id, choice))
+        self.deliver(self.scheduler.cancel(request_id, choice))
         self._wake.set()
 
     # -- its life -----------------------------------------------------------------------------------
@@ -114,7 +114,7 @@ class Engine:
 
     def _end_all(self, error: str) -> None:
         for request_id in list(self._streams):
-            self._deliver(self.scheduler.end(request_id, error))
+            self.deliver(self.scheduler.end(request_id, error))
 
     # -- the loop -----------------------------------------------------------------------------------
 
@@ -124,7 +124,7 @@ class Engine:
             if self._flight:
                 happenings = await self._take_in()
                 self._hand_over()
-                self._deliver(happenings)
+                self.deliver(happenings)
             else:
                 self._wake.clear()
                 await self._wake.wait()
@@ -149,10 +149,15 @@ class Engine:
             self.metrics.step_failed()
             return self.scheduler.fail(plan, str(error))
         self._flight.popleft()
+        return self.apply(plan, result)
+
+    def apply(self, plan: StepPlan, result: StepResult) -> list[Happening]:
+        """Take a step's result into the books; what happened is still to be delivered."""
         self.metrics.step_done(plan, result)
         return self.scheduler.apply(plan, result)
 
-    def _deliver(self, happenings: list[Happening]) -> None:
+    def deliver(self, happenings: list[Happening]) -> None:
+        """Push what happened to the streams that wait for it."""
         now = self.now()
         streams = self._streams
         for sequence, event in happenings:
