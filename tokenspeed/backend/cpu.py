@@ -32,12 +32,15 @@ class _Job(NamedTuple):
 class CpuBackend:
     """Runs steps in the order of submission on a thread of its own, which alone touches the decoder.
 
-    Takes the KV memory of `capacity` at once, so that a lack of it shows at start. `threads` bounds torch's
-    threads of computation; 0 leaves torch's own choice.
+    Takes the KV memory of `capacity` and warms the decoder up at once, so that what is wrong with either
+    shows at start; the decoder is the backend's from then on. `threads` bounds torch's threads of
+    computation; 0 leaves torch's own choice.
     """
 
     def __init__(self, decoder: Decoder, capacity: Capacity, *, vocab_size: int, threads: int = 0) -> None:
         decoder.allocate(capacity.blocks)
+        decoder.warm_up()
+        self._decoder = decoder
         self._capacity = capacity
         self._executor = Executor(decoder, block_size=capacity.block_size, vocab_size=vocab_size)
         self._threads = threads
@@ -90,6 +93,7 @@ class CpuBackend:
             with self._lock:
                 self._closed = True
             self._refuse_waiting()
+            self._decoder.close()
             self._ended.set_result(None)
 
     def _step(self, job: _Job) -> None:

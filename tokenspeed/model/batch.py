@@ -50,3 +50,11 @@ class Decoder(Protocol):
     def forward(self, batch: Batch) -> Tensor:
         """Write the batch's keys and values to their slots and return float32 logits [logits, vocab]."""
         ...
+
+    def warm_up(self) -> None:
+        """Do what the first forward would otherwise wait for; after `allocate`."""
+        ...
+
+    def close(self) -> None:
+        """End what computes; no forward comes after it. Closing twice is fine."""
+        ...

@@ -87,6 +87,12 @@ class TorchDecoder:
         last = hidden[self._sent(batch.logit_rows).long()]  # [logits, hidden]
         return self._linear(self._normed(last, self._norm), self._head, None).float()
 
+    def warm_up(self) -> None:
+        """Nothing is compiled."""
+
+    def close(self) -> None:
+        """Nothing runs between forwards."""
+
     def _attention(self, hidden: Tensor, number: int, layer: LayerWeights, step: _Step) -> Tensor:
         spec = self.spec
         normed = self._normed(hidden, layer.input_norm)

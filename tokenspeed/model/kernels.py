@@ -1,0 +1,76 @@
+"""The resolver: which implementation computes, chosen once at start. Only here are they known by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import torch
+
+from tokenspeed.errors import ModelError
+from tokenspeed.model.batch import Decoder
+from tokenspeed.model.cpu.decoder import CpuDecoder
+from tokenspeed.model.cpu.tile import BLOCK
+from tokenspeed.model.spec import ModelSpec
+from tokenspeed.model.torch_decoder import TorchDecoder
+from tokenspeed.model.weights import Weights
+
+DECODERS = ("auto", "numba", "reference")
+DTYPES = ("auto", "bfloat16", "float32")
+
+Dtype = Literal["bfloat16", "float32"]
+Progress = Callable[[int], None]  # bytes packed so far
+
+
+class Chosen(NamedTuple):
+    """A decoder for this device; `description` tells in one line what was chosen and why."""
+
+    decoder: Decoder
+    name: str
+    description: str
+
+
+def choose_decoder(
+    spec: ModelSpec,
+    weights: Weights,
+    *,
+    pin: str = "auto",
+    dtype: str = "auto",
+    block_size: int,
+    threads: int,
+    progress: Progress | None = None,
+) -> Chosen:
+    """The decoder that `[kernels] decoder` pins, or the fastest that the CPU and the model support.
+
+    `dtype` is what weights and KV are held in: auto is bfloat16 where the checkpoint is stored so, else
+    float32; the reference stays in float32 unless told. Raises `ModelError` for a pin that cannot be had.
+    """
+    if pin not in DECODERS:
+        raise ModelError(f"[kernels] decoder: no {pin!r}; there are {', '.join(DECODERS)}")
+    if dtype not in DTYPES:
+        raise ModelError(f"[model] dtype: no {dtype!r}; there are {', '.join(DTYPES)}")
+    obstacle = _numba_obstacle(block_size)
+    if pin == "numba" and obstacle:
+        raise ModelError(f"[kernels] decoder = 'numba' cannot be had: {obstacle}; use 'auto' or 'reference'")
+    if pin == "reference" or obstacle:
+        held = torch.bfloat16 if dtype == "bfloat16" else torch.float32
+        decoder: Decoder = TorchDecoder(spec, weights, block_size=block_size, dtype=held)
+        why = "pinned" if pin == "reference" else obstacle
+        return Chosen(decoder, "reference", f"decoder: reference (torch), {str(held)[6:]} ({why})")
+    kind = _numba_dtype(spec, dtype)
+    decoder = CpuDecoder(spec, weights, dtype=kind, block_size=block_size, threads=threads, progress=progress)
+    why = "pinned" if pin == "numba" else "the fastest for this CPU"
+    return Chosen(decoder, "numba", f"decoder: numba, {kind}, {threads} threads ({why})")
+
+
+def _numba_obstacle(block_size: int) -> str:
+    """Why the compiled decoder cannot serve; empty where it can."""
+    if block_size % BLOCK:
+        return f"it needs a [cache] block_size that is a multiple of {BLOCK}, not {block_size}"
+    return ""
+
+
+def _numba_dtype(spec: ModelSpec, dtype: str) -> Dtype:
+    if dtype == "float32" or (dtype == "auto" and spec.dtype != "bfloat16"):
+        return "float32"
+    return "bfloat16"
