@@ -131,6 +131,11 @@ def test_a_whole_number_is_a_number(write: Write) -> None:
         ),
         ("[server]\nping_seconds = nan", "[server] ping_seconds = nan must be a finite number"),
         ("[server]\nping_seconds = -inf", "[server] ping_seconds = -inf must be a finite number"),
+        (
+            "[server]\nping_seconds = 1" + "0" * 400,
+            "[server] ping_seconds = 1" + "0" * 56 + "... must be a finite number",
+        ),
+        ('["a\\nb"]', "there is no table [a?b]; there is " + ", ".join(f"[{table}]" for table in TABLES)),
         ("[server]\nhost = 1", "[server] host = 1 is an integer; it must be a string, such as '127.0.0.1'"),
         (
             "[model]\npath = 1979-05-27",

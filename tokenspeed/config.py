@@ -177,9 +177,13 @@ def _text(value: Any) -> str:
 
 
 def _finite(value: Any) -> float:
-    if not math.isfinite(value):
-        raise _Invalid(f"= {value} must be a finite number")
-    return float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # an integer beyond all floats
+        number = math.inf
+    if not math.isfinite(number):
+        raise _Invalid(f"= {_show(value)} must be a finite number")
+    return number
 
 
 def _whole(value: Any) -> Any:
@@ -233,7 +237,7 @@ def _kind_of(value: Any) -> str:
 
 def _unknown_table(table: str, content: Any) -> str:
     if isinstance(content, dict):
-        return f"there is no table [{table}]; {_suggest(table, [f'[{known}]' for known in TABLES])}"
+        return f"there is no table [{_clip(table)}]; {_suggest(table, [f'[{known}]' for known in TABLES])}"
     homes = [home for home in FIELDS if table in FIELDS[home]]
     known = f"it belongs to [{homes[0]}]" if homes else f"the tables are {', '.join(TABLES)}"
     return f"{table!r} stands outside of a table; {known}"
