@@ -251,6 +251,15 @@ def test_a_gap_is_asked_for_in_the_order_that_the_model_was_trained_on(
     assert set(tokenizer.fim.ids) == {tokenizer.token_id(mark) for mark in marks}
 
 
+def test_a_token_that_ends_a_gap_in_training_ends_it_here(with_special: Callable[..., Tokenizer]) -> None:
+    tokenizer = with_special("metaspace", "▁<PRE>", "▁<SUF>", "▁<MID>", "▁<EOT>")
+    assert tokenizer.fim is not None
+    assert tokenizer.fim.ends == (tokenizer.token_id("▁<EOT>"),)
+    assert tokenizer.fim.ids == tuple(
+        tokenizer.token_id(f"▁<{mark}>") for mark in ("PRE", "SUF", "MID", "EOT")
+    )
+
+
 def test_code_llamas_suffix_gets_no_space_in_front(with_special: Callable[..., Tokenizer]) -> None:
     tokenizer = with_special("metaspace", "▁<PRE>", "▁<SUF>", "▁<MID>")
     pieces = [tokenizer.token_bytes(token) for token in tokenizer.fim_prompt("a", "  b")]

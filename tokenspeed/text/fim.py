@@ -15,12 +15,16 @@ class Order(Enum):
 
 
 class FimSpelling(NamedTuple):
-    """How one family of code models writes the three marks; a mark that it does without is None."""
+    """How one family of code models writes the three marks; a mark that it does without is None.
+
+    `ends` are tokens that end a file or a gap in its training; a vocabulary need not have them all.
+    """
 
     prefix: str
     suffix: str
     middle: str | None
     order: Order = Order.PREFIX_FIRST
+    ends: tuple[str, ...] = ()
 
 
 class FimTokens(NamedTuple):
@@ -30,22 +34,33 @@ class FimTokens(NamedTuple):
     suffix: int
     middle: int | None
     order: Order = Order.PREFIX_FIRST
+    ends: tuple[int, ...] = ()
 
     @property
     def ids(self) -> tuple[int, ...]:
-        """All marks; a completion that draws one of them has left the gap."""
-        return tuple(mark for mark in (self.prefix, self.suffix, self.middle) if mark is not None)
+        """All marks and ends; a completion that draws one of them has left the gap."""
+        return (*(mark for mark in (self.prefix, self.suffix, self.middle) if mark is not None), *self.ends)
 
+
+_QWEN_ENDS = ("<|fim_pad|>", "<|repo_name|>", "<|file_sep|>", "<|file_separator|>")
+_STAR_ENDS = ("<fim_pad>", "<repo_name>", "<reponame>", "<filename>", "<file_sep>")
 
 FIM_SPELLINGS = (
-    FimSpelling("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),  # Qwen-Coder, CodeGemma
-    FimSpelling("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),  # StarCoder, Granite, StableCode
-    FimSpelling("<fim-prefix>", "<fim-suffix>", "<fim-middle>"),  # SantaCoder
-    FimSpelling("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"),  # DeepSeek-Coder
-    FimSpelling("▁<PRE>", "▁<SUF>", "▁<MID>"),  # CodeLlama
-    FimSpelling("<PRE>", "<SUF>", "<MID>"),
-    FimSpelling("<[fim-prefix]>", "<[fim-suffix]>", "<[fim-middle]>", Order.SUFFIX_FIRST),  # Seed-Coder
-    FimSpelling("[PREFIX]", "[SUFFIX]", None, Order.SUFFIX_FIRST),  # Codestral
+    # Qwen-Coder, CodeGemma
+    FimSpelling("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>", ends=_QWEN_ENDS),
+    # StarCoder, Granite, StableCode
+    FimSpelling("<fim_prefix>", "<fim_suffix>", "<fim_middle>", ends=_STAR_ENDS),
+    # SantaCoder
+    FimSpelling("<fim-prefix>", "<fim-suffix>", "<fim-middle>", ends=("<fim-pad>",)),
+    # DeepSeek-Coder
+    FimSpelling("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"),
+    # CodeLlama, which ends a gap with a token of its own
+    FimSpelling("▁<PRE>", "▁<SUF>", "▁<MID>", ends=("▁<EOT>",)),
+    FimSpelling("<PRE>", "<SUF>", "<MID>", ends=("<EOT>",)),
+    # Seed-Coder
+    FimSpelling("<[fim-prefix]>", "<[fim-suffix]>", "<[fim-middle]>", Order.SUFFIX_FIRST),
+    # Codestral
+    FimSpelling("[PREFIX]", "[SUFFIX]", None, Order.SUFFIX_FIRST, ends=("[MIDDLE]",)),
 )
 
 
@@ -55,5 +70,6 @@ def find_fim(vocabulary: Mapping[str, int]) -> FimTokens | None:
         marks = [mark for mark in (row.prefix, row.suffix, row.middle) if mark is not None]
         if all(mark in vocabulary for mark in marks):
             middle = None if row.middle is None else vocabulary[row.middle]
-            return FimTokens(vocabulary[row.prefix], vocabulary[row.suffix], middle, row.order)
+            ends = tuple(vocabulary[end] for end in row.ends if end in vocabulary)
+            return FimTokens(vocabulary[row.prefix], vocabulary[row.suffix], middle, row.order, ends)
     return None
