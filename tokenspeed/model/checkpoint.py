@@ -175,11 +175,11 @@ def _digest(path: Path, done: int, total: int, progress: Progress | None) -> tup
 
 
 def _weight_files(folder: Path) -> tuple[Path, ...]:
-    """The files of the index where there is one, else the single file, else every safetensors file."""
-    if (folder / INDEX).is_file():
-        return _indexed_files(folder)
+    """The single file where there is one, else the files of the index, else every safetensors file."""
     if (folder / "model.safetensors").is_file():
         return (folder / "model.safetensors",)
+    if (folder / INDEX).is_file():
+        return _indexed_files(folder)
     found = sorted(path for path in folder.glob("*.safetensors") if not path.name.startswith("consolidated"))
     if found:
         return tuple(found)

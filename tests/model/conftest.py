@@ -1,0 +1,156 @@
+"""Tiny random checkpoints, saved by transformers as it publishes them, and a way to run a decoder on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+from transformers.utils import logging as transformers_logging
+
+from tokenspeed.model.batch import Batch, Decoder
+from tokenspeed.model.cpu.decoder import CpuDecoder
+from tokenspeed.model.loading import Model
+from tokenspeed.model.torch_decoder import TorchDecoder
+
+BLOCK_SIZE = 16
+BLOCKS = 40
+
+FAMILIES = {
+    "llama": (LlamaConfig, LlamaForCausalLM),
+    "mistral": (MistralConfig, MistralForCausalLM),
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+}
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 131,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.2,
+    "attn_implementation": "eager",
+}
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint on the disk, and the model that wrote it."""
+
+    folder: Path
+    reference: PreTrainedModel
+
+    def logits(self, tokens: Sequence[int]) -> torch.Tensor:
+        """What the reference says after each of `tokens`, in one pass: float32 [tokens, vocab]."""
+        with torch.inference_mode():
+            return self.reference(torch.tensor([list(tokens)]), use_cache=False).logits[0]
+
+
+Save = Callable[..., Saved]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Threads only wait for each other on matrices this small."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quiet_transformers() -> Iterator[None]:
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    yield
+    transformers_logging.enable_progress_bar()
+
+
+@pytest.fixture(scope="session")
+def save(tmp_path_factory: pytest.TempPathFactory) -> Save:
+    """Write a tiny random checkpoint of a family, in several files; the rest are its configuration's keys."""
+
+    def save(family: str, **keys: Any) -> Saved:
+        config_type, model_type = FAMILIES[family]
+        torch.manual_seed(7)
+        reference = model_type(config_type(**SMALL | keys)).eval()
+        with torch.no_grad():
+            for parameter in reference.parameters():
+                if parameter.ndim == 1:  # biases start as 0 and norms as 1, which would hide mistakes
+                    parameter.add_(0.1 * torch.randn_like(parameter))
+        folder = tmp_path_factory.mktemp(family)
+        reference.save_pretrained(folder, max_shard_size="60KB")
+        return Saved(folder, reference)
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def llama(save: Save) -> Saved:
+    return save("llama")
+
+
+DECODERS: dict[str, Callable[[Model], Decoder]] = {
+    "reference": lambda model: TorchDecoder(model.spec, model.weights, block_size=BLOCK_SIZE),
+    "numba": lambda model: CpuDecoder(
+        model.spec, model.weights, dtype="float32", block_size=BLOCK_SIZE, threads=2
+    ),
+}
+
+
+class Run:
+    """One sequence through a decoder, its blocks scattered over the pool."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self.decoder = decoder
+        self.blocks = np.random.default_rng(3).permutation(BLOCKS).astype(np.int32)
+        self.length = 0
+        decoder.allocate(BLOCKS)
+
+    def feed(self, tokens: Sequence[int]) -> torch.Tensor:
+        """Compute the next tokens in one step: float32 logits [tokens, vocab] after each of them."""
+        count = len(tokens)
+        positions = np.arange(self.length, self.length + count, dtype=np.int32)
+        self.length += count
+        batch = Batch(
+            tokens=np.array(tokens, dtype=np.int32),
+            positions=positions,
+            slots=self.blocks[positions // BLOCK_SIZE] * BLOCK_SIZE + positions % BLOCK_SIZE,
+            row_starts=np.array([0, count], dtype=np.int32),
+            contexts=np.array([self.length], dtype=np.int32),
+            block_tables=self.blocks[None, : -(-self.length // BLOCK_SIZE)].copy(),
+            logit_rows=np.arange(count, dtype=np.int32),
+        )
+        return self.decoder.forward(batch)
+
+
+@pytest.fixture(params=list(DECODERS))
+def run(request: pytest.FixtureRequest) -> Iterator[Callable[[Model], Run]]:
+    """Make a `Run` of a model on each of the decoders."""
+    runs: list[Run] = []
+
+    def make(model: Model) -> Run:
+        runs.append(Run(DECODERS[request.param](model)))
+        return runs[-1]
+
+    yield make
+    for made in runs:
+        made.decoder.close()
