@@ -116,12 +116,11 @@ def theirs(
 ) -> str | None:
     extra = options.pop("extra", {})
     try:
-        rendered: str = oracle.apply_chat_template(
-            messages, chat_template=text, tokenize=False, **options, **extra
+        return str(
+            oracle.apply_chat_template(messages, chat_template=text, tokenize=False, **options, **extra)
         )
     except Exception:  # whatever the template raises
         return None
-    return rendered
 
 
 @pytest.mark.parametrize("prompt", [True, False], ids=["prompt", "no prompt"])
