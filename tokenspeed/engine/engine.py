@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 
 from tokenspeed.core.plan import Backend, StepPlan, StepResult
 from tokenspeed.core.request import Request
@@ -25,10 +25,19 @@ log = logging.getLogger(__name__)
 class Engine:
     """Owns the queue, the plan of every step and every stream; the backend owns the model."""
 
-    def __init__(self, scheduler: Scheduler, backend: Backend, metrics: EngineMetrics) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        backend: Backend,
+        metrics: EngineMetrics,
+        *,
+        clock: Callable[[], float] | None = None,
+    ) -> None:
+        """`clock` is in seconds; None takes the running loop's, which in a simulation is virtual."""
         self.scheduler = scheduler
         self.metrics = metrics
         self._backend = backend
+        self._clock = clock
         self._streams: dict[str, Stream] = {}
         self._flight: deque[tuple[StepPlan, Awaitable[StepResult]]] = deque()
         self._wake = asyncio.Event()
@@ -54,8 +63,8 @@ class Engine:
         return self.scheduler.tables.pool.held
 
     def now(self) -> float:
-        """Seconds of the loop's clock, which `Request.arrival` is in."""
-        return asyncio.get_running_loop().time()
+        """Seconds of the engine's clock, which `Request.arrival` is in."""
+        return asyncio.get_running_loop().time() if self._clock is None else self._clock()
 
     def submit(self, request: Request) -> Stream:
         """Queue a request. Raises `RequestError` (its fault), `OverloadedError` or `EngineStoppedError`."""

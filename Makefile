@@ -1,0 +1,41 @@
+# make serve    a server on 127.0.0.1:8000 with the built-in model (ARGS="--port 9000 path/to/model" for more)
+# make test     what CI runs: format, lint, types, tests
+# Both set up .venv first; nothing is installed outside of it.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+MINIMUM := 3.11
+
+.PHONY: serve test fix clean
+
+serve: $(VENV)/served
+	@$(BIN)/tokenspeed serve $(ARGS)
+
+test: $(VENV)/tested
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+fix: $(VENV)/tested
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; need = tuple(map(int, "$(MINIMUM)".split("."))); sys.exit(sys.version_info < need)' \
+		|| { echo "TokenSpeed needs Python $(MINIMUM) or newer; name one with: make PYTHON=python3.12 ..."; exit 1; }
+	@echo "Setting up $(VENV) (once; a few minutes, most of it PyTorch)"
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+		echo "Python's venv module is incomplete; on Debian and Ubuntu install python3-venv"; exit 1; }
+
+$(VENV)/served: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --disable-pip-version-check -e .
+	@touch $@
+
+$(VENV)/tested: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev]'
+	@touch $@ $(VENV)/served
