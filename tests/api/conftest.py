@@ -1,0 +1,333 @@
+"""A whole server but for its model: all is real over the simulated device."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import pytest
+import tokenizers
+import uvicorn
+from openai import AsyncOpenAI
+from prometheus_client import CollectorRegistry
+from starlette.types import ASGIApp, Message
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+
+from tokenspeed.api.app import create_app
+from tokenspeed.api.models import ServedModel
+from tokenspeed.api.options import ServerOptions
+from tokenspeed.core.plan import Capacity, StepPlan, StepResult
+from tokenspeed.core.policy import SchedulerOptions
+from tokenspeed.core.request import Event, Sampling
+from tokenspeed.core.scheduler import Scheduler
+from tokenspeed.core.sequence import Sequence
+from tokenspeed.engine.engine import Engine
+from tokenspeed.engine.metrics import EngineMetrics
+from tokenspeed.generation import Generator
+from tokenspeed.generation_request import Limits
+from tokenspeed.sim.backend import SimBackend, StepCosts, continuation
+from tokenspeed.text.template import ChatTemplate
+from tokenspeed.text.tokenizer import Tokenizer
+
+SPECIAL = ["<s>", "</s>", "<|im_start|>", "<|im_end|>"]
+FIM = ["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"]
+CORPUS = [
+    "The quick brown fox jumps over the lazy dog.",
+    "def main(arguments):\n    return  arguments + 1\n",
+    "Größe, naïve, Ærøskøbing, 你好,世界, 🙂👩‍👩‍👧",
+] * 4
+TEMPLATE = """
+{%- if tools %}<|im_start|>tools
+{% for tool in tools %}{{ tool | tojson }}
+{% endfor %}<|im_end|>
+{% endif %}
+{%- for message in messages %}
+    {%- if message.content == 'raise' %}{{ raise_exception('no such word') }}{% endif %}
+    {{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}<|im_start|>assistant
+{% if enable_thinking is defined %}{{ enable_thinking }}{% endif %}{% endif %}"""
+CONTEXT = 512
+NAME = "org/tiny"
+
+
+@cache
+def make_tokenizer(special: tuple[str, ...]) -> Tokenizer:
+    """Byte-level BPE with a BOS in front, trained on the spot."""
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=list(special),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    return Tokenizer(tokenizer.to_str().encode(), {"bos_token": "<s>", "eos_token": "</s>"})
+
+
+class Noticing(EngineMetrics):
+    """Metrics that let a test wait for what the engine does instead of asking again and again."""
+
+    def __init__(self, scheduler: Scheduler, noticed: asyncio.Event) -> None:
+        super().__init__(scheduler)
+        self.noticed = noticed
+
+    def request_submitted(self) -> None:
+        super().request_submitted()
+        self.noticed.set()
+
+    def event(self, sequence: Sequence, event: Event, now: float) -> None:
+        super().event(sequence, event, now)
+        self.noticed.set()
+
+
+class Gate:
+    """A backend whose steps wait at a gate, which a test opens and shuts."""
+
+    def __init__(self, inner: SimBackend, noticed: asyncio.Event) -> None:
+        self.inner = inner
+        self._noticed = noticed
+        self._open = asyncio.Event()
+        self._open.set()
+
+    @property
+    def capacity(self) -> Capacity:
+        return self.inner.capacity
+
+    def shut(self) -> None:
+        self._open.clear()
+
+    def open(self) -> None:
+        self._open.set()
+
+    def submit(self, plan: StepPlan) -> asyncio.Task[StepResult]:
+        self._noticed.set()
+        return asyncio.get_running_loop().create_task(self._step(plan))
+
+    async def close(self) -> None:
+        await self.inner.close()
+
+    async def _step(self, plan: StepPlan) -> StepResult:
+        await self._open.wait()
+        return await self.inner.submit(plan)
+
+
+@dataclass
+class Answer:
+    """What a direct call to the application gave."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def error(self) -> dict[str, Any]:
+        """The error object, which must have OpenAI's four fields and no trace of our code."""
+        answer = self.json()
+        assert answer.keys() == {"error"}
+        assert answer["error"].keys() == {"message", "type", "param", "code"}
+        assert "Traceback" not in answer["error"]["message"]
+        assert ".py" not in answer["error"]["message"]
+        error: dict[str, Any] = answer["error"]
+        return error
+
+
+class Call:
+    """One request driven message by message, so that the test says when its client vanishes."""
+
+    def __init__(self, app: ASGIApp, path: str, body: bytes, headers: dict[str, str], method: str) -> None:
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "method": method,
+            "path": path,
+            "raw_path": path.encode(),
+            "query_string": b"",
+            "root_path": "",
+            "headers": [(name.lower().encode(), value.encode()) for name, value in headers.items()],
+        }
+        self.incoming: asyncio.Queue[Message] = asyncio.Queue()
+        self.outgoing: asyncio.Queue[Message] = asyncio.Queue()
+        self.incoming.put_nowait({"type": "http.request", "body": body, "more_body": False})
+        self.task = asyncio.create_task(self._run(app, scope))
+
+    async def _run(self, app: ASGIApp, scope: dict[str, Any]) -> None:
+        await app(scope, self.incoming.get, self.outgoing.put)
+
+    def disconnect(self) -> None:
+        self.incoming.put_nowait({"type": "http.disconnect"})
+
+    async def chunk(self) -> bytes:
+        """The next piece of the body."""
+        while (message := await self.outgoing.get())["type"] != "http.response.body":
+            pass
+        body: bytes = message["body"]
+        return body
+
+    async def answer_after_chunks(self) -> bytes:
+        """The rest of the body, where a part was read before."""
+        await self.task
+        rest = b""
+        while not self.outgoing.empty():
+            rest += self.outgoing.get_nowait()["body"]
+        return rest
+
+    async def answer(self) -> Answer:
+        """Everything, once the application is done."""
+        await self.task
+        start = self.outgoing.get_nowait()
+        headers = {name.decode(): value.decode() for name, value in start["headers"]}
+        body = b""
+        while not self.outgoing.empty():
+            body += self.outgoing.get_nowait()["body"]
+        return Answer(start["status"], headers, body)
+
+
+@dataclass
+class Server:
+    """The application and what stands behind it."""
+
+    app: ASGIApp
+    engine: Engine
+    gate: Gate
+    metrics: Noticing
+    generator: Generator
+    tokenizer: Tokenizer
+    failing: list[str] = field(default_factory=list)  # while it holds anything, every step fails
+
+    def call(
+        self, path: str, body: Any = None, *, method: str = "POST", headers: dict[str, str] | None = None
+    ) -> Call:
+        raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+        return Call(self.app, path, raw, headers or {}, method)
+
+    async def post(self, path: str, body: Any, **headers: str) -> Answer:
+        return await self.call(path, body, headers=headers).answer()
+
+    async def get(self, path: str, method: str = "GET") -> Answer:
+        return await self.call(path, b"", method=method).answer()
+
+    def continuation(self, ids: list[int], count: int, sampling: Sampling | None = None) -> list[int]:
+        """What the simulated model says after `ids`."""
+        return continuation(tuple(ids), count, self.tokenizer.vocab_size, sampling)
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait for something that the engine does."""
+        async with asyncio.timeout(30.0):
+            while not condition():
+                self.metrics.noticed.clear()
+                await self.metrics.noticed.wait()
+
+    @property
+    def unfinished(self) -> int:
+        """Choices that are queued or running."""
+        return self.engine.scheduler.waiting + self.engine.scheduler.running
+
+    def idle(self) -> bool:
+        """Whether nothing is queued, running or held."""
+        return self.engine.held_blocks == 0 and self.unfinished == 0
+
+
+@asynccontextmanager
+async def serve(
+    *,
+    special: list[str] | None = None,
+    limits: Limits | None = None,
+    options: ServerOptions | None = None,
+    scheduler_options: SchedulerOptions | None = None,
+    defaults: Sampling | None = None,
+) -> AsyncIterator[Server]:
+    """A running server without a socket."""
+    tokenizer = make_tokenizer(tuple(special or SPECIAL + FIM))
+    failing: list[str] = []
+    sim = SimBackend(
+        Capacity(blocks=256, block_size=16, max_context=CONTEXT),
+        vocabulary=tokenizer.vocab_size,
+        costs=StepCosts(0.0, 0.0, 0.0, 0.0),
+        fails=lambda plan: bool(failing),
+    )
+    noticed = asyncio.Event()
+    gate = Gate(sim, noticed)
+    scheduler = Scheduler(gate.capacity, scheduler_options or SchedulerOptions())
+    metrics = Noticing(scheduler, noticed)
+    engine = Engine(scheduler, gate, metrics)
+    registry = CollectorRegistry()
+    registry.register(metrics)
+    engine.start()
+    generator = Generator(
+        engine,
+        tokenizer,
+        ChatTemplate({"default": TEMPLATE}),
+        eos_ids=tokenizer.eos_ids,
+        defaults=defaults or Sampling(temperature=0.0),
+        limits=limits or Limits(max_tokens=400),
+        model_max_context=CONTEXT,
+        vocab_size=tokenizer.vocab_size,
+    )
+    app = create_app(
+        generator,
+        model=ServedModel(NAME, "somewhere/tiny", CONTEXT, 1_700_000_000),
+        options=options or ServerOptions(),
+        registry=registry,
+        ready=lambda: engine.ready,
+    )
+    try:
+        yield Server(app, engine, gate, metrics, generator, tokenizer, failing)
+    finally:
+        gate.open()
+        await engine.stop()
+
+
+@asynccontextmanager
+async def listen(app: ASGIApp) -> AsyncIterator[str]:
+    """The URL of a real socket, served in this loop."""
+    config = uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=1)
+    config.load()
+    server = uvicorn.Server(config)
+    server.lifespan = config.lifespan_class(config)
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        await server.startup(sockets=[sock])
+        try:
+            yield f"http://127.0.0.1:{sock.getsockname()[1]}"
+        finally:
+            await server.shutdown(sockets=[sock])
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[Server]:
+    async with serve() as running:
+        yield running
+
+
+@pytest.fixture
+async def client(server: Server) -> AsyncIterator[AsyncOpenAI]:
+    """OpenAI's own client over a real socket."""
+    async with (
+        listen(server.app) as url,
+        AsyncOpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0) as made,
+    ):
+        yield made
+
+
+@pytest.fixture
+def serving() -> Callable[..., Any]:
+    """`serve`, for tests that need a server of their own."""
+    return serve
+
+
+@pytest.fixture
+def listening() -> Callable[..., Any]:
+    """`listen`, for tests that need a socket of their own."""
+    return listen
