@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenspeed.config import FIELDS, TABLES, Config, check, load
 from tokenspeed.errors import ConfigError
 
+unhurried = settings(deadline=None)  # a busy machine may take its time
 ROOT = Path(__file__).parent.parent
 DEFAULT = ROOT / "config" / "default.toml"
 KEYS = [(table, key) for table, options in FIELDS.items() for key in options]
@@ -213,6 +214,7 @@ def test_what_only_breaks_the_parser_is_told_in_one_line(text: str, write: Write
     assert line.startswith("my.toml: is not TOML: ")
 
 
+@unhurried
 @given(
     text=st.text(st.characters(codec="utf-8"), max_size=40),
     table=st.sampled_from(list(TABLES)),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenspeed.text.detokenizer import Detokenizer
 from tokenspeed.text.tokenizer import Tokenizer
 
+unhurried = settings(deadline=None)  # a busy machine may take its time
 # Without surrogates, which are no text, and without U+2581, which SentencePiece takes for a space.
 TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="▁"), max_size=60)
 
@@ -18,6 +19,7 @@ def chunks(data: st.DataObject, ids: list[int]) -> list[list[int]]:
     return [ids[start:end] for start, end in zip([0, *cuts], [*cuts, len(ids)], strict=True)]
 
 
+@unhurried
 @given(text=TEXTS, data=st.data())
 def test_the_pieces_of_a_text_are_whole_characters_and_make_the_text(
     text: str, data: st.DataObject, tokenizer: Tokenizer
@@ -29,6 +31,7 @@ def test_the_pieces_of_a_text_are_whole_characters_and_make_the_text(
     assert stream.flush() == ""
 
 
+@unhurried
 @given(data=st.data(), skip=st.booleans())
 def test_whatever_ids_come_the_stream_is_what_decoding_all_of_them_gives(
     data: st.DataObject, skip: bool, tokenizer: Tokenizer
@@ -39,6 +42,7 @@ def test_whatever_ids_come_the_stream_is_what_decoding_all_of_them_gives(
     assert "".join(pieces) + stream.flush() == tokenizer.decode(ids, skip_special=skip)
 
 
+@unhurried
 @given(data=st.data())
 def test_what_is_certain_is_never_held_back(data: st.DataObject, tokenizer: Tokenizer) -> None:
     ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=40))
@@ -49,7 +53,9 @@ def test_what_is_certain_is_never_held_back(data: st.DataObject, tokenizer: Toke
         known = b"".join(tokenizer.token_bytes(token) for token in ids[:count])
         held = known.decode(errors="replace").removeprefix(" " * tokenizer.lead)
         assert held.startswith(text)
-        assert len(held) - len(text) <= 1  # one character whose end has not come yet
+        # At most a character whose end has not come yet. It counts as two where it began as a surrogate does,
+        # whose first two bytes are two errors once nothing follows.
+        assert len(held) - len(text) <= 2
 
 
 def test_a_character_cut_off_by_the_end_is_told(bpe: Tokenizer) -> None:

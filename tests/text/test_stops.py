@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tokenspeed.errors import RequestError
 from tokenspeed.text.stops import StopStrings
 
+unhurried = settings(deadline=None)  # a busy machine may take its time
 # Few letters, so that stops overlap themselves, each other and the text.
 PIECES = st.lists(st.text("ab\n", max_size=6), max_size=12)
 STOPS = st.lists(st.text("ab\n", min_size=1, max_size=5), max_size=4)
@@ -24,6 +25,7 @@ def whole(text: str, stops: list[str], include: bool) -> tuple[str, str | None]:
     return text, None
 
 
+@unhurried
 @given(pieces=PIECES, stops=STOPS, include=st.booleans())
 @example(pieces=["ab", "cd"], stops=["abcd", "bc"], include=False)
 @example(pieces=["a", "b"], stops=["b", "ab"], include=False)
@@ -34,6 +36,7 @@ def test_pieces_are_stopped_as_the_whole_text_is(pieces: list[str], stops: list[
     assert (out, stream.hit) == whole("".join(pieces), stops, include)
 
 
+@unhurried
 @given(pieces=PIECES, stops=STOPS)
 def test_only_what_may_become_a_stop_is_held_back(pieces: list[str], stops: list[str]) -> None:
     stream = StopStrings(stops)
@@ -86,6 +89,7 @@ def test_a_long_stop_that_nearly_repeats_costs_a_step_for_each_character() -> No
     assert stream.hit == stop
 
 
+@unhurried
 @given(text=st.text("^]-[&~|\\", max_size=12), data=st.data())
 def test_no_character_of_a_stop_is_special(text: str, data: st.DataObject) -> None:
     stops = data.draw(st.lists(st.text("^]-[&~|\\", min_size=1, max_size=3), max_size=8))

@@ -9,17 +9,19 @@ from typing import Any
 
 import pytest
 import tokenizers
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenspeed.errors import ModelError, RequestError
 from tokenspeed.text.fim import Order
 from tokenspeed.text.tokenizer import Tokenizer
 
+unhurried = settings(deadline=None)  # a busy machine may take its time
 # Without surrogates, which are no text, and without U+2581, which SentencePiece takes for a space.
 TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="▁"), max_size=60)
 
 
+@unhurried
 @given(text=TEXTS)
 def test_text_is_encoded_as_the_library_encodes_it(
     text: str, tokenizer: Tokenizer, backend: tokenizers.Tokenizer
@@ -28,12 +30,14 @@ def test_text_is_encoded_as_the_library_encodes_it(
     assert tokenizer.encode(text, add_special=False) == backend.encode(text, add_special_tokens=False).ids
 
 
+@unhurried
 @given(text=TEXTS)
 def test_text_comes_back_from_its_ids(text: str, tokenizer: Tokenizer) -> None:
     ids = tokenizer.encode(text, add_special=True, parse_special=False)
     assert tokenizer.decode(ids, skip_special=True) == text
 
 
+@unhurried
 @given(data=st.data(), skip=st.booleans())
 def test_any_ids_of_a_byte_level_tokenizer_are_decoded_as_the_library_decodes_them(
     data: st.DataObject, skip: bool, bpe: Tokenizer
@@ -43,6 +47,7 @@ def test_any_ids_of_a_byte_level_tokenizer_are_decoded_as_the_library_decodes_th
     assert bpe.decode(ids, skip_special=skip) == library.decode(ids, skip_special_tokens=skip)
 
 
+@unhurried
 @given(data=st.data(), skip=st.booleans())
 def test_any_ids_with_whole_characters_are_decoded_as_the_library_decodes_them(
     data: st.DataObject, skip: bool, tokenizer: Tokenizer, backend: tokenizers.Tokenizer
@@ -57,6 +62,7 @@ def test_an_invalid_byte_costs_itself_alone(sentencepiece: Tokenizer) -> None:
     assert sentencepiece.decode(ids, skip_special=True) == "ß�你"
 
 
+@unhurried
 @given(text=TEXTS)
 def test_the_bytes_of_a_texts_tokens_are_the_bytes_of_the_text(text: str, tokenizer: Tokenizer) -> None:
     ids = tokenizer.encode(text, add_special=False, parse_special=False)
