@@ -57,6 +57,7 @@ def build(config: Config, *, stage: Stage, say: Say) -> Server:
     template = ChatTemplate.load(checkpoint.folder)
     threads = config.device.threads or usable_cores()
     spec = model.spec
+    packing, total = stage("packing weights"), model.weights.nbytes
     chosen = choose_decoder(
         spec,
         model.weights,
@@ -64,7 +65,7 @@ def build(config: Config, *, stage: Stage, say: Say) -> Server:
         dtype=config.model.dtype,
         block_size=config.cache.block_size,
         threads=threads,
-        progress=stage("packing weights"),
+        progress=lambda done: packing(done, total),
     )
     say(chosen.description)
     capacity = plan_memory(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from torch import Tensor
 
@@ -39,3 +39,13 @@ class Weights:
     layers: tuple[LayerWeights, ...]
     norm: Tensor  # [hidden]
     head: Tensor  # [vocab, hidden]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes as stored; a tied head counts once."""
+        tensors = [self.embedding, self.norm]
+        if self.head is not self.embedding:
+            tensors.append(self.head)
+        for layer in self.layers:
+            tensors += [t for t in (getattr(layer, field.name) for field in fields(layer)) if t is not None]
+        return sum(tensor.nbytes for tensor in tensors)
