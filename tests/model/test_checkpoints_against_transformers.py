@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -109,10 +110,10 @@ def saved(save: Any) -> Callable[[str], Any]:
 def test_logits_and_greedy_tokens_are_those_of_transformers(case: str, saved: Any, run: Any) -> None:
     checkpoint, (tokens, rows) = saved(case)
     running = run(load(resolve(str(checkpoint.folder))))
-    prompt = []
-    for size in CHUNKS:
-        prompt.append(running.feed(PROMPT[running.length : running.length + size]))
-    after_prompt = torch.cat(prompt)
+    ends = list(accumulate(CHUNKS))
+    after_prompt = torch.cat(
+        [running.feed(PROMPT[end - size : end]) for size, end in zip(CHUNKS, ends, strict=True)]
+    )
     torch.testing.assert_close(after_prompt, checkpoint.logits(PROMPT), atol=TOLERANCE, rtol=0)
 
     found, continued = list(PROMPT), [after_prompt[-1]]

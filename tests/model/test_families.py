@@ -172,7 +172,10 @@ def test_key_value_heads_default_to_one_for_each_head() -> None:
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        ({"architectures": ["GPT2LMHeadModel"]}, r"'architectures' is \['GPT2LMHeadModel'\]; supported are Llama"),
+        (
+            {"architectures": ["GPT2LMHeadModel"]},
+            r"'architectures' is \['GPT2LMHeadModel'\]; supported are Llama",
+        ),
         ({"architectures": None}, "'architectures' is missing"),
         ({"architectures": "LlamaForCausalLM"}, "'architectures' must be a list of strings"),
         ({"hidden_size": None}, "'hidden_size' is missing"),
@@ -182,7 +185,10 @@ def test_key_value_heads_default_to_one_for_each_head() -> None:
         ({"num_hidden_layers": 0}, "'num_hidden_layers' must be an integer of at least 1"),
         ({"num_key_value_heads": 5}, "'num_key_value_heads' must divide the 32 attention heads"),
         ({"hidden_act": "gelu"}, "'hidden_act' is 'gelu'; supported is silu"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "'quantization_config' is set, but only unquantised"),
+        (
+            {"quantization_config": {"quant_method": "gptq"}},
+            "'quantization_config' is set, but only unquantised",
+        ),
         ({"torch_dtype": "int8"}, "'torch_dtype' is 'int8'; supported are bfloat16, float16, float32"),
         ({"rms_norm_eps": float("nan")}, "'rms_norm_eps' must be finite and more than 0"),
         ({"tie_word_embeddings": "no"}, "'tie_word_embeddings' must be true or false"),
@@ -199,7 +205,10 @@ def test_what_cannot_be_served_names_its_key(changed: dict[str, Any], told: str)
     ("changed", "told"),
     [
         ({"layer_types": ["full_attention"]}, "'layer_types' must list 28 layers, not 1"),
-        ({"layer_types": ["chunked_attention"] * 28}, "'layer_types' names 'chunked_attention'; supported are"),
+        (
+            {"layer_types": ["chunked_attention"] * 28},
+            "'layer_types' names 'chunked_attention'; supported are",
+        ),
         ({"layer_types": ["sliding_attention"] * 28}, "'layer_types' names sliding_attention, but"),
     ],
 )

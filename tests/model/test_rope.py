@@ -26,10 +26,14 @@ YARN = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_pos
 PUBLISHED = [
     pytest.param(131072, 128, LLAMA_3_1, id="llama 3.1"),
     pytest.param(131072, 64, LLAMA_3_1 | {"factor": 32.0}, id="llama 3.2"),
-    pytest.param(16384, 128, {"rope_type": "linear", "rope_theta": 100000.0, "factor": 4.0}, id="deepseek coder"),
+    pytest.param(
+        16384, 128, {"rope_type": "linear", "rope_theta": 100000.0, "factor": 4.0}, id="deepseek coder"
+    ),
     pytest.param(4096, 128, {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.5}, id="linear 2.5"),
     pytest.param(32768, 128, YARN, id="qwen2.5 yarn"),
-    pytest.param(65536, 128, YARN | {"rope_theta": 1e4, "factor": 16.0, "original_max_position_embeddings": 4096}),
+    pytest.param(
+        65536, 128, YARN | {"rope_theta": 1e4, "factor": 16.0, "original_max_position_embeddings": 4096}
+    ),
     pytest.param(32768, 80, YARN | {"truncate": False, "beta_fast": 64, "beta_slow": 0.5}, id="yarn options"),
     pytest.param(32768, 128, YARN | {"attention_factor": 1.2}, id="yarn attention factor"),
     pytest.param(163840, 64, YARN | {"factor": 40, "mscale": 0.707, "mscale_all_dim": 1.0}, id="yarn mscale"),
@@ -110,7 +114,11 @@ def test_a_context_is_served_as_far_as_the_scaling_reaches(
         ({"rope_type": "linear", "factor": "4"}, 128, "'factor' must be a number, not '4'"),
         ({"rope_type": "linear", "factor": -1}, 128, "'factor' must be finite and more than 0"),
         ({"rope_type": "dynamic", "factor": 2}, 2, "'dynamic' needs heads of at least 4 elements"),
-        (LLAMA_3_1 | {"high_freq_factor": 1.0}, 128, "'high_freq_factor' must be more than low_freq_factor 1"),
+        (
+            LLAMA_3_1 | {"high_freq_factor": 1.0},
+            128,
+            "'high_freq_factor' must be more than low_freq_factor 1",
+        ),
         (YARN | {"truncate": 1}, 128, "'truncate' must be true or false"),
         ({"rope_theta": 0}, 128, "'rope_theta' must be finite and more than 0"),
         ({"partial_rotary_factor": 0.5}, 128, "'partial_rotary_factor' must be 1"),
