@@ -117,7 +117,7 @@ def test_llama_2_is_described() -> None:
     assert (spec.max_context, spec.dtype, spec.norm_eps) == (4096, "float16", 1e-5)
     assert spec.windows == (None,) * 32
     assert spec.rope.inverse_frequencies[:1] == (1.0,)
-    assert not (spec.qkv_bias or spec.output_bias or spec.mlp_bias or spec.qk_norm or spec.tied_embeddings)
+    assert not any((spec.qkv_bias, spec.output_bias, spec.mlp_bias, spec.qk_norm, spec.tied_embeddings))
 
 
 def test_llama_3_2_is_described() -> None:
@@ -136,7 +136,7 @@ def test_mistral_slides_on_every_layer_unless_its_window_is_null() -> None:
 def test_qwen_2_has_biases_on_query_key_and_value_alone() -> None:
     spec = spec_of(QWEN_2_5_HALF_B)
     assert spec.qkv_bias
-    assert not (spec.output_bias or spec.mlp_bias or spec.qk_norm)
+    assert not any((spec.output_bias, spec.mlp_bias, spec.qk_norm))
     assert (spec.head_dim, spec.windows) == (64, (None,) * 24)
 
 

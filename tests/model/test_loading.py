@@ -34,7 +34,7 @@ def folder(llama: Any, tmp_path: Path) -> Path:
 
 
 def rewrite(folder: Path, edit: Edit) -> None:
-    tensors = load_file(folder / "model.safetensors")
+    tensors = {name: tensor.clone() for name, tensor in load_file(folder / "model.safetensors").items()}
     edit(tensors)
     save_file(tensors, folder / "model.safetensors")
 
