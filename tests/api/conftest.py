@@ -321,13 +321,19 @@ async def client(server: Server) -> AsyncIterator[AsyncOpenAI]:
         yield made
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def serving() -> Callable[..., Any]:
     """`serve`, for tests that need a server of their own."""
     return serve
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def listening() -> Callable[..., Any]:
     """`listen`, for tests that need a socket of their own."""
     return listen
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    """The tokenizer of every server here."""
+    return make_tokenizer((*SPECIAL, *FIM))
