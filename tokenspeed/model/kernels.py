@@ -60,7 +60,7 @@ def choose_decoder(
     kind = _numba_dtype(spec, dtype)
     decoder = CpuDecoder(spec, weights, dtype=kind, block_size=block_size, threads=threads, progress=progress)
     why = "pinned" if pin == "numba" else "the fastest for this CPU"
-    return Chosen(decoder, "numba", f"decoder: numba, {kind}, {threads} threads ({why})")
+    return Chosen(decoder, "numba", f"decoder: numba, {kind}, {_counted(threads)} ({why})")
 
 
 def _numba_obstacle(block_size: int) -> str:
@@ -74,3 +74,7 @@ def _numba_dtype(spec: ModelSpec, dtype: str) -> Dtype:
     if dtype == "float32" or (dtype == "auto" and spec.dtype != "bfloat16"):
         return "float32"
     return "bfloat16"
+
+
+def _counted(threads: int) -> str:
+    return "1 thread" if threads == 1 else f"{threads} threads"
