@@ -23,7 +23,7 @@ from tokenspeed.core.request import (
 from tokenspeed.engine.engine import Engine
 from tokenspeed.engine.streams import Stream
 from tokenspeed.errors import EngineError
-from tokenspeed.generation_merge import Batches, Merged, Single
+from tokenspeed.generation_merge import Merged
 from tokenspeed.generation_request import (
     ChatPrompt,
     FillPrompt,
@@ -218,7 +218,7 @@ class Generation:
         self._tokenizer = tokenizer
         self._prompts = prompts
         self._streams = streams
-        self._batches: Batches = Single(streams[0]) if len(streams) == 1 else Merged(streams)
+        self._merged = Merged(streams) if len(streams) > 1 else None
         self._texts = [
             ChoiceText(
                 tokenizer,
@@ -246,7 +246,8 @@ class Generation:
 
     def close(self) -> None:
         """Cancel whatever is not over."""
-        self._batches.close()
+        if self._merged is not None:
+            self._merged.close()
         for stream in self._streams:
             stream.cancel()
 
@@ -255,10 +256,11 @@ class Generation:
 
     async def __anext__(self) -> list[Output]:
         while True:
-            batch = await self._batches.next()
-            if batch is None:
-                raise StopAsyncIteration
-            if outputs := self._take(*batch):
+            if self._merged is None:
+                prompt, events = 0, await anext(self._streams[0])
+            else:
+                prompt, events = await anext(self._merged)
+            if outputs := self._take(prompt, events):
                 return outputs
 
     def _take(self, prompt: int, events: Sequence[Event]) -> list[Output]:

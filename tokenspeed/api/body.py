@@ -44,10 +44,10 @@ def _too_large(most: int) -> BodyTooLargeError:
     return BodyTooLargeError(f"The body is too large; the most is {most} bytes.", code="body_too_large")
 
 
-def parse(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
-    """The body as the decoder's type, whatever its Content-Type says."""
+def parse(body: bytes, decoder: msgspec.json.Decoder[T], *, part: bytes | None = None) -> T:
+    """The body, or a part of it, as the decoder's type, whatever its Content-Type says."""
     try:
-        return decoder.decode(body)
+        return decoder.decode(body if part is None else part)
     except msgspec.ValidationError as error:
         raise _wrong_type(str(error)) from None
     except RecursionError:

@@ -29,7 +29,11 @@ STOPPING = "The server is shutting down and takes no more requests."
 
 
 class BodyTooLargeError(RequestError):
-    """The body is longer than this server reads."""
+    """The body is longer than this server reads.
+
+    The connection stays open and the HTTP server throws the rest away as it arrives: to close it amid the
+    client's sending would reset it, and the client would never read why.
+    """
 
 
 class ClientGoneError(Exception):
@@ -76,8 +80,6 @@ def error_response(error: Exception) -> Response:
     headers = {}
     if isinstance(error, OverloadedError):
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after)))
-    if isinstance(error, BodyTooLargeError):
-        headers["connection"] = "close"  # the rest of the body is not worth reading
     return Response(body, status, headers, media_type="application/json")
 
 

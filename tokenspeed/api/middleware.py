@@ -7,6 +7,7 @@ import re
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tokenspeed.api.errors import error_response
+from tokenspeed.api.sse import DIRECT_SEND
 
 SLASHES = re.compile("/{2,}")
 
@@ -37,7 +38,8 @@ class Boundary:
             await send(message)
 
         try:
-            await self._app({**scope, "path": normal_path(scope["path"])}, receive, watched)
+            inner = {**scope, "path": normal_path(scope["path"]), DIRECT_SEND: send}
+            await self._app(inner, receive, watched)
         except Exception as error:
             response = error_response(error)  # also logs
             if not started:

@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 DONE = b"data: [DONE]\n\n"
 PING = b": ping\n\n"
+DIRECT_SEND = "tokenspeed.send"  # in the scope: sends a body without the layers that watch for its start
 
 
 class EventStream(EventSourceResponse):
@@ -30,10 +31,13 @@ class EventStream(EventSourceResponse):
         super().__init__(events, ping=ping_seconds)
         self._events = events
         self._close = close
-        self._writing = asyncio.Lock()  # a ping never falls behind the end of the body
+        self._pinging = asyncio.Lock()  # held while a ping is sent, so that the end comes after it
+        self._writing = False  # a chunk is on its way, or waits for a slow client
+        self._send_body: Send
         self._last_sent = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._send_body = scope.get(DIRECT_SEND, send)
         try:
             await super().__call__(scope, receive, send)
         finally:
@@ -43,22 +47,32 @@ class EventStream(EventSourceResponse):
         time = asyncio.get_running_loop().time
         self._last_sent = time()
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        send_body = self._send_body
         async for chunk in self._events:
-            async with self._writing:
-                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            self._writing = True
+            if self._pinging.locked():
+                await self._after_ping()
+            await send_body({"type": "http.response.body", "body": chunk, "more_body": True})
+            self._writing = False
             self._last_sent = time()
-        async with self._writing:
-            self.active = False
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        self.active = False
+        await self._after_ping()
+        await send_body({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _ping(self, send: Send) -> None:
         time = asyncio.get_running_loop().time
         while self.active:
             await asyncio.sleep(self._last_sent + self.ping_interval - time())
-            async with self._writing:
-                if self.active and time() - self._last_sent >= self.ping_interval:
-                    await send({"type": "http.response.body", "body": PING, "more_body": True})
-                    self._last_sent = time()
+            if time() - self._last_sent < self.ping_interval:
+                continue
+            if self.active and not self._writing:
+                async with self._pinging:
+                    await self._send_body({"type": "http.response.body", "body": PING, "more_body": True})
+            self._last_sent = time()
+
+    async def _after_ping(self) -> None:
+        async with self._pinging:
+            pass
 
     async def _listen_for_exit_signal_with_grace(self) -> None:
         await asyncio.get_running_loop().create_future()  # until the stream itself ends

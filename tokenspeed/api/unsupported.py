@@ -62,7 +62,7 @@ def refuse_unsupported(body: bytes) -> None:
     """Raise for the first field that asks for what is not supported. `body` has been parsed already."""
     fields = parse(body, _FIELDS)
     for name in fields.keys() & OFF.keys():
-        value = parse(bytes(fields[name]), _ANY)
+        value = parse(body, _ANY, part=bytes(fields[name]))
         # An empty value or zero asks for nothing; a switch that is on by default is off when false.
         idle = not value and True not in OFF[name]
         if value is not None and not idle and value not in OFF[name]:
