@@ -155,7 +155,8 @@ class Generator:
         match prompt:
             case TokenPrompt(ids):
                 check_ids(request, "prompts", ids, self._vocab_size)
-                encoded = EncodedPrompt(ids, tokenizer.decode(ids, skip_special=False), 0)
+                text = tokenizer.decode(ids, skip_special=False) if request.echo else ""
+                encoded = EncodedPrompt(ids, text, 0)
             case TextPrompt(text):
                 ids = tuple(tokenizer.encode(text, add_special=True, param=name))
                 if not ids and tokenizer.bos_id is not None:
@@ -187,10 +188,10 @@ class Generator:
 
 
 def _size(prompt: Prompt) -> int:
-    """Characters to tokenise, roughly."""
+    """Characters to tokenise, roughly, or ids to check."""
     match prompt:
-        case TokenPrompt():
-            return 0
+        case TokenPrompt(ids):
+            return len(ids)
         case TextPrompt(text):
             return len(text)
         case FillPrompt(prefix, suffix):

@@ -118,3 +118,11 @@ async def test_a_full_queue_is_429_with_retry_after(serving):
         server.gate.open()
         assert [(await call.answer()).status for call in (first, second)] == [200, 200]
         assert server.idle()
+
+
+async def test_a_large_body_is_read_like_a_small_one(server):
+    padding = {"user": "x" * (2 * MIB)}
+    small, large = [(await server.post("/v1/completions", SMALL | more)).json() for more in ({}, padding)]
+    assert small["choices"] == large["choices"]
+    refused = await server.post("/v1/completions", padding | {"prompt": 7})
+    assert (refused.status, refused.error["param"]) == (400, "prompt")

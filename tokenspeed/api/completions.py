@@ -80,22 +80,16 @@ def _prompts(given: str | list[str | int | list[int]]) -> tuple[Prompt, ...]:
     """One text, one list of ids, or a list of either."""
     if isinstance(given, str):
         return (TextPrompt(given),)
-    ids = [item for item in given if isinstance(item, int)]
-    if ids and len(ids) == len(given):
-        return (TokenPrompt(tuple(ids)),)
-    prompts: list[Prompt] = []
-    for item in given:
-        if isinstance(item, str):
-            prompts.append(TextPrompt(item))
-        elif isinstance(item, list):
-            prompts.append(TokenPrompt(tuple(item)))
-    if len({type(prompt) for prompt in prompts} | ({int} if ids else set())) > 1:
+    texts = [TextPrompt(item) for item in given if isinstance(item, str)]
+    lists = [TokenPrompt(tuple(item)) for item in given if isinstance(item, list)]
+    ids = tuple(item for item in given if isinstance(item, int))
+    if len(given) not in (len(texts), len(lists), len(ids)):
         raise RequestError(
             "prompt mixes kinds; it is a text, a list of texts, a list of token ids, or a list of such lists",
             param="prompt",
             code="invalid_type",
         )
-    return tuple(prompts)
+    return (TokenPrompt(ids),) if ids else (*texts, *lists)
 
 
 def _with_suffix(prompts: tuple[Prompt, ...], asked: CompletionRequest) -> tuple[Prompt, ...]:

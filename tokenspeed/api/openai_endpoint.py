@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 from typing import Any, Generic, Protocol, TypeVar
@@ -31,6 +32,8 @@ from tokenspeed.generation import Generator
 from tokenspeed.generation_request import GenerationRequest
 
 Asked = TypeVar("Asked", bound=CommonRequest)
+
+INLINE_BYTES = 256 * 1024  # longer bodies are read in a thread; below 2 ms of work
 
 
 class Dialect(Protocol[Asked]):
@@ -64,14 +67,21 @@ class OpenAIEndpoint(Generic[Asked]):
 
     async def create(self, http: Request) -> Response:
         body = await read_body(http, self._options.max_body_bytes)
+        if len(body) > INLINE_BYTES:
+            asked, heading, request = await asyncio.to_thread(self._read, body)
+        else:
+            asked, heading, request = self._read(body)
+        if asked.stream:
+            return await self._stream(asked, heading, request)
+        return await unless_gone(http.receive, self._answer(heading, request))
+
+    def _read(self, body: bytes) -> tuple[Asked, Heading, GenerationRequest]:
+        """All that can be told wrong without the model."""
         asked = parse(body, self._dialect.decoder)
         refuse_unsupported(body)
         model = self._model.resolve(asked.model)
         heading = Heading(self._dialect.id_prefix + secrets.token_hex(12), int(time.time()), model)
-        request = self._dialect.generation_request(asked, heading.id)
-        if asked.stream:
-            return await self._stream(asked, heading, request)
-        return await unless_gone(http.receive, self._answer(heading, request))
+        return asked, heading, self._dialect.generation_request(asked, heading.id)
 
     async def _stream(self, asked: Asked, heading: Heading, request: GenerationRequest) -> Response:
         generation = await self._generator.start(request)
