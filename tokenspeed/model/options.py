@@ -37,6 +37,6 @@ class DeviceOptions:
 
 @dataclass(frozen=True, slots=True)
 class KernelOptions:
-    """`[kernels]`. A pin takes that implementation or fails; auto takes the fastest that this device supports."""
+    """`[kernels]`. A pin takes that implementation or fails; auto takes the fastest that the device has."""
 
     decoder: str = option("auto", choices=("auto", "numba", "reference"))
