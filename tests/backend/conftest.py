@@ -1,0 +1,118 @@
+"""A tiny random decoder, and a plain loop to compare the backend with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pytest
+import torch
+
+from tokenspeed.core.plan import Draw
+from tokenspeed.core.request import Sampling
+from tokenspeed.model.batch import Batch
+from tokenspeed.model.sampler import sample
+from tokenspeed.model.spec import ModelSpec, RopeSpec
+from tokenspeed.model.torch_decoder import TorchDecoder
+from tokenspeed.model.weights import LayerWeights, Weights
+
+VOCAB = 61
+BLOCK_SIZE = 4
+BLOCKS = 64
+
+SPEC = ModelSpec(
+    family="test",
+    vocab_size=VOCAB,
+    hidden_size=24,
+    layers=2,
+    heads=4,
+    kv_heads=2,
+    head_dim=8,
+    intermediate_size=40,
+    norm_eps=1e-6,
+    rope=RopeSpec(tuple(1e-4 ** (pair / 4) for pair in range(4))),
+    windows=(None, 7),
+    max_context=200,
+    dtype="float32",
+)
+
+
+def weights_of(seed: int) -> Weights:
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*shape: int) -> torch.Tensor:
+        return 0.3 * torch.randn(*shape, generator=generator)
+
+    def layer() -> LayerWeights:
+        return LayerWeights(
+            input_norm=1 + random(24),
+            query=random(32, 24),
+            key=random(16, 24),
+            value=random(16, 24),
+            output=random(24, 32),
+            mlp_norm=1 + random(24),
+            gate=random(40, 24),
+            up=random(40, 24),
+            down=random(24, 40),
+        )
+
+    return Weights(random(VOCAB, 24), (layer(), layer()), 1 + random(24), 3 * random(VOCAB, 24))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Threads only wait for each other on matrices this small."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+class Tiny:
+    """A decoder of a few thousand random weights, and what it says of one sequence at a time."""
+
+    vocab = VOCAB
+    block_size = BLOCK_SIZE
+    blocks = BLOCKS
+    spec = SPEC
+
+    def __init__(self, weights: Weights) -> None:
+        self.weights = weights
+
+    def decoder(self) -> TorchDecoder:
+        return TorchDecoder(SPEC, self.weights, block_size=BLOCK_SIZE)
+
+    def logits(self, tokens: Sequence[int]) -> torch.Tensor:
+        """After each of `tokens`, computed in a pool of their own: float32 [tokens, vocab]."""
+        blocks = -(-len(tokens) // BLOCK_SIZE)
+        decoder = self.decoder()
+        decoder.allocate(blocks)
+        everywhere = np.arange(len(tokens), dtype=np.int32)
+        batch = Batch(
+            tokens=np.array(tokens, dtype=np.int32),
+            positions=everywhere,
+            slots=everywhere,
+            row_starts=np.array([0, len(tokens)], dtype=np.int32),
+            contexts=np.array([len(tokens)], dtype=np.int32),
+            block_tables=np.arange(blocks, dtype=np.int32)[None],
+            logit_rows=everywhere,
+        )
+        return decoder.forward(batch)
+
+    def continued(self, prompt: Sequence[int], sampling: Sampling, count: int) -> tuple[int, ...]:
+        """The `count` tokens that follow the prompt, one after the other."""
+        tokens = list(prompt)
+        for _ in range(count):
+            [sampled] = sample(self.logits(tokens)[-1:], [self.draw(sampling, prompt, tokens)])
+            tokens.append(sampled.token)
+        return tuple(tokens[len(prompt) :])
+
+    def draw(self, sampling: Sampling, prompt: Sequence[int], tokens: Sequence[int]) -> Draw:
+        """The draw of the token that follows `tokens`, which begin with the prompt."""
+        seen = (tuple(prompt), tuple(tokens[len(prompt) :])) if sampling.penalised else ((), ())
+        return Draw(sampling, sampling.seed, len(tokens), *seen)
+
+
+@pytest.fixture
+def tiny() -> Tiny:
+    return Tiny(weights_of(seed=5))
