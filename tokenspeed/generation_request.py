@@ -228,7 +228,7 @@ def room_for(request: GenerationRequest, prompt: Sequence[int], limits: Limits, 
     """How many tokens may follow `prompt`; raises where that is fewer than asked for, or none."""
     name = request.name("prompts")
     length = len(prompt)
-    if length > limits.max_prompt_tokens:
+    if length > limits.max_prompt_tokens and limits.max_prompt_tokens < context:
         raise ContextLengthError(
             f"This server takes prompts of at most {limits.max_prompt_tokens} tokens, "
             f"but yours has {length} tokens. Please shorten it.",

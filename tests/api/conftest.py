@@ -147,7 +147,17 @@ class Answer:
 class Call:
     """One request driven message by message, so that the test says when its client vanishes."""
 
-    def __init__(self, app: ASGIApp, path: str, body: bytes, headers: dict[str, str], method: str) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        path: str,
+        body: bytes,
+        *,
+        headers: dict[str, str] | None = None,
+        method: str = "POST",
+        most_unread: int = 0,
+    ) -> None:
+        """`most_unread` messages are buffered for a client that does not read; 0 is without end."""
         scope = {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.3"},
@@ -156,10 +166,10 @@ class Call:
             "raw_path": path.encode(),
             "query_string": b"",
             "root_path": "",
-            "headers": [(name.lower().encode(), value.encode()) for name, value in headers.items()],
+            "headers": [(name.lower().encode(), value.encode()) for name, value in (headers or {}).items()],
         }
         self.incoming: asyncio.Queue[Message] = asyncio.Queue()
-        self.outgoing: asyncio.Queue[Message] = asyncio.Queue()
+        self.outgoing: asyncio.Queue[Message] = asyncio.Queue(maxsize=most_unread)
         self.incoming.put_nowait({"type": "http.request", "body": body, "more_body": False})
         self.task = asyncio.create_task(self._run(app, scope))
 
@@ -207,11 +217,9 @@ class Server:
     tokenizer: Tokenizer
     failing: list[str] = field(default_factory=list)  # while it holds anything, every step fails
 
-    def call(
-        self, path: str, body: Any = None, *, method: str = "POST", headers: dict[str, str] | None = None
-    ) -> Call:
+    def call(self, path: str, body: Any, **how: Any) -> Call:
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-        return Call(self.app, path, raw, headers or {}, method)
+        return Call(self.app, path, raw, **how)
 
     async def post(self, path: str, body: Any, **headers: str) -> Answer:
         return await self.call(path, body, headers=headers).answer()

@@ -176,6 +176,15 @@ async def test_a_prompt_longer_than_the_context_is_told_both_numbers(server):
     assert answer.error["param"] == "prompt"
 
 
+async def test_a_text_longer_than_the_context_is_told_both_numbers_in_a_chat_as_well(server):
+    for stream in (False, True):
+        body = user("fox " * 100_000) | {"stream": stream}
+        answer = await server.post("/v1/chat/completions", body)
+        assert (answer.status, answer.error["code"]) == (400, "context_length_exceeded")
+        assert answer.error["param"] == "messages"
+        assert {"512", "your"} <= set(answer.error["message"].split())
+
+
 async def test_a_prompt_that_leaves_too_little_room_is_told_both_numbers(server):
     answer = await server.post("/v1/completions", {"prompt": [5] * 500, "max_tokens": 20})
     assert (answer.status, answer.error["code"]) == (400, "context_length_exceeded")

@@ -7,8 +7,10 @@ import json
 import httpx
 import openai
 import pytest
+from sse_starlette.sse import EventSourceResponse
 
 from tokenspeed.api.options import ServerOptions
+from tokenspeed.api.sse import EventStream
 
 MESSAGES = [{"role": "user", "content": "Tell me of foxes."}]
 CHAT = {"model": "local", "messages": MESSAGES, "max_tokens": 60}
@@ -205,3 +207,22 @@ async def test_a_client_that_counts_lines_over_a_socket_sees_one_event_in_each(s
     assert {line.startswith("data: ") for line in lines[::2]} == {True}
     assert set(lines[1::2]) == {""}
     assert lines[-2] == "data: [DONE]"
+
+
+async def test_a_client_that_reads_slowly_holds_up_nobody_and_gets_fewer_larger_chunks(server):
+    body = TEXT | {"stream": True, "ignore_eos": True}
+    slow = server.call("/v1/completions", body, most_unread=1)
+    await server.until(lambda: server.unfinished == 1)
+    await server.until(server.idle)
+    texts = []
+    while not (chunk := await slow.chunk()).endswith(b"[DONE]\n\n"):
+        texts += [json.loads(line)["choices"][0]["text"] for line in data_lines(chunk)]
+    texts += [json.loads(line)["choices"][0]["text"] for line in data_lines(chunk)[:-1]]
+    whole = await server.post("/v1/completions", TEXT | {"ignore_eos": True})
+    assert "".join(texts) == whole.json()["choices"][0]["text"]
+    assert len(texts) < 6
+
+
+@pytest.mark.parametrize("name", ["_stream_response", "_ping", "_listen_for_exit_signal_with_grace"])
+def test_the_parts_of_sse_starlette_that_are_replaced_are_there(name):
+    assert getattr(EventSourceResponse, name) is not getattr(EventStream, name)
