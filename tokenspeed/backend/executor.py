@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from itertools import zip_longest
 
 import torch
 from torch import Tensor
@@ -58,14 +59,11 @@ class Executor:
         layout = self._batcher.layout(rows)
         logits = self._decoder.forward(layout.batch)
         draws = [draw for row in rows if row.draw is not None for draw in _draws(row, row.draw)]
-        drawn = iter(sample(logits[: layout.drawn], draws)) if draws else iter(())
+        drawn = iter(sample(logits[: layout.drawn], draws))
         scored = iter(_scores(logits[layout.drawn :], rows))
         results = []
         for row in rows:
-            if row.draw is None and not row.targets:
-                results.append(NOTHING)
-                continue
-            verified = [next(drawn) for _ in range(1 + len(row.drafts))] if row.draw is not None else []
+            verified = [] if row.draw is None else [next(drawn) for _ in range(1 + len(row.drafts))]
             results.append(_result(row, verified, [next(scored) for _ in row.targets]))
         return results
 
@@ -104,21 +102,21 @@ def _scores(logits: Tensor, rows: Sequence[Row]) -> list[TokenLogprob | None]:
 
 def _result(row: Row, verified: Sequence[Sampled], scored: Sequence[TokenLogprob | None]) -> RowResult:
     """What the row gave: of the tokens sampled after it and its drafts, those up to the first surprise."""
-    accepted: list[Sampled] = []
-    for ahead, sampled in enumerate(verified):
+    if not verified and not scored:
+        return NOTHING
+    tokens: list[int] = []
+    logprobs: list[TokenLogprob] = []
+    for sampled, draft in zip_longest(verified, row.drafts):
         if sampled.error is not None:
-            if not accepted:
+            if not tokens:
                 return RowResult(error=sampled.error)
             break  # the tokens before it stand; the next step meets the same fault
-        accepted.append(sampled)
-        if ahead < len(row.drafts) and sampled.token != row.drafts[ahead]:
+        tokens.append(sampled.token)
+        if sampled.logprob is not None:
+            logprobs.append(sampled.logprob)
+        if sampled.token != draft:
             break
-    known = [each for each in scored if each is not None]
+    known = tuple(each for each in scored if each is not None)
     if len(known) < len(scored):
         return RowResult(error=NOT_FINITE)
-    logprobs = tuple(each.logprob for each in accepted if each.logprob is not None)
-    return RowResult(
-        tokens=tuple(each.token for each in accepted),
-        logprobs=logprobs or None,
-        scored=tuple(known),
-    )
+    return RowResult(tuple(tokens), tuple(logprobs) or None, known)
