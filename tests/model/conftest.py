@@ -142,6 +142,12 @@ class Run:
         return self.decoder.forward(batch)
 
 
+@pytest.fixture(scope="session")
+def run_on() -> type[Run]:
+    """Make a `Run` on a decoder of one's own."""
+    return Run
+
+
 @pytest.fixture(params=list(DECODERS))
 def run(request: pytest.FixtureRequest) -> Iterator[Callable[[Model], Run]]:
     """Make a `Run` of a model on each of the decoders."""
