@@ -130,16 +130,18 @@ class Generator:
         self, request: GenerationRequest, index: int, prompt: EncodedPrompt, sampling: Sampling
     ) -> Request:
         max_tokens = room_for(request, prompt.ids, self._limits, self.max_context)
-        eos_ids = frozenset() if request.ignore_eos else self._eos_ids
+        ends = set(self._eos_ids)
         if isinstance(request.prompts[index], FillPrompt) and self._tokenizer.fim is not None:
-            eos_ids |= frozenset(self._tokenizer.fim.ids)  # drawing a mark is leaving the gap
+            ends.update(self._tokenizer.fim.ids)  # drawing a mark is leaving the gap
+        if request.ignore_eos:
+            ends.clear()
         return Request(
             id=f"{request.id}-{index}",
             prompt=prompt.ids,
             max_tokens=max_tokens,
             sampling=sampling,
             n=request.n,
-            stop_ids=eos_ids | frozenset(request.stop_token_ids),
+            stop_ids=frozenset(ends.union(request.stop_token_ids)),
             min_tokens=min(request.min_tokens, max_tokens),
             priority=request.priority,
             arrival=self._engine.now(),
@@ -247,8 +249,6 @@ class Generation:
 
     def close(self) -> None:
         """Cancel whatever is not over."""
-        if self._merged is not None:
-            self._merged.close()
         for stream in self._streams:
             stream.cancel()
 
@@ -304,7 +304,6 @@ class Generation:
         if self._over[choice]:
             return
         if event.reason in (FinishReason.ERROR, FinishReason.CANCELLED):
-            self.close()
             raise EngineError(event.error or "the request was cancelled")
         self._over[choice] = True
         self._generated[choice] = event.completion_tokens

@@ -12,7 +12,10 @@ Batch = tuple[int, list[Event]]  # the index of its stream, and the events
 
 
 class Merged:
-    """An async iterator over the batches of several streams, each read by a task of its own."""
+    """An async iterator over the batches of several streams, each read by a task of its own.
+
+    The tasks end with their streams; cancelling those is enough.
+    """
 
     def __init__(self, streams: Sequence[Stream]) -> None:
         self._queue: asyncio.Queue[Batch | Exception | None] = asyncio.Queue()
@@ -31,11 +34,6 @@ class Merged:
                 return item
             self._open -= 1
         raise StopAsyncIteration
-
-    def close(self) -> None:
-        """Wait for nothing any more."""
-        for task in self._tasks:
-            task.cancel()
 
     async def _read(self, index: int, stream: Stream) -> None:
         try:

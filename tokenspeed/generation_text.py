@@ -83,7 +83,7 @@ class ChoiceText:
         """The scores of the tokens whose text ends in, or before, `shown`: the text shown just now."""
         if self._scores is None:
             return ()
-        return self._scores.take(len(shown), ended=ended, cut=self.stop is not None)
+        return self._scores.take(len(shown), ended=ended)
 
     def _let_through(self, piece: str) -> str:
         if self._stops is None or self.tokens <= self._min_tokens:
@@ -108,15 +108,13 @@ class _ScoredText:
         if piece:
             self._place(self._known + len(piece))
 
-    def take(self, shown: int, *, ended: bool, cut: bool) -> tuple[ScoredToken, ...]:
+    def take(self, shown: int, *, ended: bool) -> tuple[ScoredToken, ...]:
         self._shown += shown
         if ended:
             self._place(self._known)
         taken = []
         for end, score in self._ready:
             if end > self._shown and not (ended and score.offset < self._shown):
-                break
-            if cut and score.offset >= self._shown:  # part of the stop string
                 break
             taken.append(score)
         self._ready = self._ready[len(taken) :]

@@ -281,3 +281,31 @@ async def test_a_list_that_the_queue_cannot_take_whole_is_not_taken_at_all(servi
         answer = await server.post(PATH, {"prompt": ["a", "b", "c", "d"]})
         assert answer.status == 429
         assert server.idle()
+
+
+async def test_a_stop_string_ends_the_work_at_once(server):
+    stop = said(server, [7, 8], 40)[5:7]
+    await complete(server, prompt=[7, 8], max_tokens=400, stop=[stop])
+    assert len(server.gate.inner.plans) < 40
+
+
+async def test_a_mark_ends_what_fills_a_gap(server):
+    marks = server.tokenizer.fim.ids
+    prefix, tokens, place = next(
+        (prefix, tokens, next(n for n, token in enumerate(tokens) if token in marks))
+        for prefix in map(str, range(1000))
+        if (tokens := server.continuation(server.tokenizer.fim_prompt(prefix, "x"), 40))
+        and any(token in marks for token in tokens)
+        and server.tokenizer.eos_id not in tokens
+    )
+    answer = await complete(server, prompt=prefix, suffix="x", max_tokens=40, ignore_eos=False)
+    assert answer["choices"][0]["finish_reason"] == "stop"
+    assert answer["choices"][0]["text"] == server.tokenizer.decode(tokens[:place], skip_special=True)
+
+
+@pytest.mark.parametrize("seed", [-(2**63), -1, 0, 2**63 - 1])
+async def test_any_seed_leaves_room_for_its_choices(server, seed):
+    answer = await complete(server, prompt="hi", seed=seed, n=2, temperature=1.0)
+    draws = [row.draw for plan in server.gate.inner.plans for row in plan.rows if row.draw]
+    assert all(0 <= draw.seed < 2**63 for draw in draws)
+    assert answer["choices"][0]["text"] != answer["choices"][1]["text"]

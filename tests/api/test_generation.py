@@ -90,6 +90,22 @@ async def test_a_server_that_stops_ends_requests_with_an_error(server):
         await outputs(generation)
 
 
+async def test_tokens_that_came_after_a_stop_string_are_not_counted(server):
+    """The reader finds all tokens in one batch, those sampled after the stop string among them."""
+    tokens = server.continuation([5, 6], 60)
+    stop = server.tokenizer.decode(tokens, skip_special=True)[10]
+    asked = request(TokenPrompt((5, 6)), max_tokens=60, stops=(stop,))
+    generation = await server.generator.start(asked)
+    await server.until(server.idle)
+    given = await outputs(generation)
+    assert [output for output in given if isinstance(output, Ended)] == [Ended(0, "stop", stop)]
+    text = shown(given, 0)
+    assert stop not in text
+    count = generation.usage.completion
+    assert stop in server.tokenizer.decode(tokens[:count], skip_special=True)
+    assert stop not in server.tokenizer.decode(tokens[: count - 1], skip_special=True)
+
+
 @pytest.mark.parametrize("characters", [10, INLINE_CHARACTERS + 1])
 async def test_only_long_texts_are_tokenised_in_a_thread_of_their_own(server, monkeypatch, characters):
     threads = []

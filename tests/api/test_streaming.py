@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import httpx
 import openai
 import pytest
-from sse_starlette.sse import EventSourceResponse
+from sse_starlette.sse import AppStatus, EventSourceResponse
 
 from tokenspeed.api.options import ServerOptions
 from tokenspeed.api.sse import EventStream
@@ -221,6 +222,32 @@ async def test_a_client_that_reads_slowly_holds_up_nobody_and_gets_fewer_larger_
     whole = await server.post("/v1/completions", TEXT | {"ignore_eos": True})
     assert "".join(texts) == whole.json()["choices"][0]["text"]
     assert len(texts) < 6
+
+
+async def test_a_process_that_is_asked_to_stop_lets_its_streams_end(server, monkeypatch):
+    monkeypatch.setattr(AppStatus, "should_exit", True)
+    _, lines = await streamed(server, "/v1/completions", TEXT)
+    assert lines[-1] == "[DONE]"
+
+
+async def test_a_ping_on_its_way_is_not_overtaken():
+    pinged, released = asyncio.Event(), asyncio.Event()
+    sent = []
+
+    async def send(message):
+        if message.get("body") == b": ping\n\n":
+            pinged.set()
+            await released.wait()
+        sent.append(message.get("body"))
+
+    async def events():
+        await pinged.wait()
+        asyncio.get_running_loop().call_soon(asyncio.get_running_loop().call_soon, released.set)
+        yield b"data: 1\n\n"
+
+    stream = EventStream(events(), ping_seconds=0.01, close=lambda: None)
+    await stream({"type": "http", "method": "POST"}, asyncio.Event().wait, send)
+    assert sent == [None, b": ping\n\n", b"data: 1\n\n", b""]
 
 
 @pytest.mark.parametrize("name", ["_stream_response", "_ping", "_listen_for_exit_signal_with_grace"])
