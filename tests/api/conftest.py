@@ -256,9 +256,10 @@ async def serve(
     options: ServerOptions | None = None,
     scheduler_options: SchedulerOptions | None = None,
     defaults: Sampling | None = None,
+    tokenizer: Tokenizer | None = None,
 ) -> AsyncIterator[Server]:
     """A running server without a socket."""
-    tokenizer = make_tokenizer(tuple(special or SPECIAL + FIM))
+    tokenizer = tokenizer or make_tokenizer(tuple(special or SPECIAL + FIM))
     failing: list[str] = []
     sim = SimBackend(
         Capacity(blocks=256, block_size=16, max_context=CONTEXT),

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tokenspeed.api.middleware import Boundary
 from tokenspeed.generation_request import Limits
 
 CHAT = {"messages": [{"role": "user", "content": "hi"}]}
@@ -232,6 +233,21 @@ async def test_an_unexpected_exception_is_500_without_a_trace_and_is_logged(serv
     assert (answer.status, answer.error["code"]) == (500, "internal_error")
     assert b"secret" not in answer.body
     assert "a secret" in caplog.text
+
+
+async def test_an_exception_amid_an_answer_does_not_begin_a_second_one(caplog):
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise ZeroDivisionError
+
+    sent = []
+
+    async def collect(message):
+        sent.append(message["type"])
+
+    await Boundary(app)({"type": "http", "path": "/"}, None, collect)
+    assert sent == ["http.response.start"]
+    assert "ZeroDivisionError" in caplog.text
 
 
 async def test_null_is_absent_and_unknown_fields_are_ignored(server):

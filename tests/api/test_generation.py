@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 
 import pytest
+import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,12 +14,14 @@ from tokenspeed.core.request import TokenLogprob
 from tokenspeed.errors import ContextLengthError, EngineError, OverloadedError
 from tokenspeed.generation import INLINE_CHARACTERS, Delta, Ended, Usage
 from tokenspeed.generation_request import (
+    ChatPrompt,
     GenerationRequest,
     SamplingFields,
     TextPrompt,
     TokenPrompt,
 )
 from tokenspeed.generation_text import ChoiceText
+from tokenspeed.text.tokenizer import Tokenizer
 
 PAIR = (TokenPrompt((5, 6)), TokenPrompt((9,)))
 TOKENS = st.lists(st.integers(0, 399), max_size=30)
@@ -123,6 +126,28 @@ async def test_only_long_texts_are_tokenised_in_a_thread_of_their_own(server, mo
         assert characters > 512
     (thread,) = threads
     assert (thread is threading.main_thread()) == (characters <= INLINE_CHARACTERS)
+
+
+def spaced_words() -> Tokenizer:
+    """A SentencePiece-style tokenizer, every token of which starts with a space."""
+    words = {f"▁w{index}": index for index in range(400)}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="▁w0"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    tokenizer.decoder = tokenizers.decoders.Metaspace()
+    return Tokenizer(tokenizer.to_str().encode(), {})
+
+
+async def test_only_a_text_of_its_own_loses_the_space_in_front(serving):
+    user, reply = {"role": "user", "content": "w1"}, {"role": "assistant", "content": "w2"}
+    async with serving(tokenizer=spaced_words()) as server:
+        for prompt, space in (
+            (TextPrompt("w1 w2"), True),
+            (TokenPrompt((1, 2)), True),
+            (ChatPrompt([user]), False),
+            (ChatPrompt([user, reply], continue_final=True), True),
+        ):
+            text = shown(await outputs(await server.generator.start(request(prompt))), 0)
+            assert text.startswith(" ") == space
 
 
 @given(tokens=TOKENS, stops=STOPS, cuts=st.lists(st.integers(1, 4), min_size=30, max_size=30))
