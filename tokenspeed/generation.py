@@ -105,6 +105,7 @@ class Generator:
         self._defaults = defaults
         self._limits = limits
         self._vocab_size = vocab_size
+        self._tokenising = asyncio.Semaphore(1)  # long prompts take one core, never all that decode
         self.max_context = min(model_max_context, engine.max_context)
 
     async def start(self, request: GenerationRequest) -> Generation:
@@ -112,7 +113,8 @@ class Generator:
         check_request(request, self._limits, self._vocab_size)
         sampling = resolve_sampling(request, self._defaults, secrets.randbits(62), self._vocab_size)
         if sum(map(_size, request.prompts)) > INLINE_CHARACTERS:
-            prompts = await asyncio.to_thread(self._encode_all, request)
+            async with self._tokenising:
+                prompts = await asyncio.to_thread(self._encode_all, request)
         else:
             prompts = self._encode_all(request)
         asked = [self._core_request(request, index, prompt, sampling) for index, prompt in enumerate(prompts)]
@@ -177,7 +179,7 @@ class Generator:
 
     def _starts_with_bos(self, text: str) -> bool:
         bos = self._tokenizer.bos_id
-        return bos is not None and text.encode().startswith(self._tokenizer.token_bytes(bos))
+        return bos is not None and text[:64].encode().startswith(self._tokenizer.token_bytes(bos))
 
     def _render(self, prompt: ChatPrompt) -> str:
         return self._template.render(

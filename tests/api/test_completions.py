@@ -246,6 +246,21 @@ async def test_echo_with_logprobs_scores_the_prompt_as_an_evaluation_reads_it(se
     assert choice["finish_reason"] == "length"
 
 
+@pytest.mark.parametrize("max_tokens", [0, 1])
+@pytest.mark.parametrize("prompt", [[5], [5] * 33, "<s>The", [[5], [6, 7]]])
+async def test_every_choice_echoes_the_scores_of_its_prompt(server, prompt, max_tokens):
+    for stream in (False, True):
+        body = {"prompt": prompt, "n": 2, "echo": True, "logprobs": 0, "max_tokens": max_tokens}
+        answer = await server.post(PATH, body | {"stream": stream, "ignore_eos": True})
+        assert answer.status == 200
+        assert server.idle()
+    whole = (await server.post(PATH, body | {"stream": False, "ignore_eos": True})).json()
+    asked = whole["usage"]["prompt_tokens"]
+    scored = [choice["logprobs"]["token_logprobs"] for choice in whole["choices"]]
+    assert sum(map(len, scored)) == 2 * asked + len(scored) * max_tokens
+    assert all(scores[0] is None and None not in scores[1:] for scores in scored)
+
+
 async def test_a_completion_of_no_tokens_only_computes_the_prompt(server):
     answer = await complete(server, prompt="The quick", max_tokens=0)
     assert (answer["choices"][0]["text"], answer["usage"]["completion_tokens"]) == ("", 0)

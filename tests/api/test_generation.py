@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 
 import pytest
@@ -126,6 +127,25 @@ async def test_only_long_texts_are_tokenised_in_a_thread_of_their_own(server, mo
         assert characters > 512
     (thread,) = threads
     assert (thread is threading.main_thread()) == (characters <= INLINE_CHARACTERS)
+
+
+async def test_long_texts_are_tokenised_one_at_a_time(server, monkeypatch):
+    busy, together = threading.Lock(), []
+    encode = server.tokenizer.encode
+
+    def watched(*args, **kwargs):
+        together.append(not busy.acquire(blocking=False))
+        try:
+            return encode(*args, **kwargs)
+        finally:
+            busy.release()
+
+    monkeypatch.setattr(server.tokenizer, "encode", watched)
+    text = TextPrompt("a b" * INLINE_CHARACTERS)
+    starts = [server.generator.start(request(text)) for _ in range(4)]
+    refused = await asyncio.gather(*starts, return_exceptions=True)
+    assert [type(error) for error in refused] == [ContextLengthError] * 4
+    assert together == [False] * 4
 
 
 def spaced_words() -> Tokenizer:
