@@ -137,10 +137,13 @@ async def test_a_plan_that_cannot_be_laid_out_fails_its_step(gated: Gated, backe
 async def test_a_step_whose_future_was_cancelled_runs_all_the_same(
     tiny: Any, gated: Gated, backend: CpuBackend
 ) -> None:
+    complaints: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: complaints.append(context))
     cancelled, after = backend.submit(first()), backend.submit(following(1, 3))
     cancelled.cancel()
     gated.let_through(2)
     assert tokens_of(await soon(after)) == tiny.continued(PROMPT, GREEDY, 2)[1:]
+    assert complaints == []
 
 
 async def test_closing_ends_the_step_that_runs_and_refuses_those_that_wait(

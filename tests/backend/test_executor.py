@@ -18,10 +18,11 @@ SAMPLINGS = [
     GREEDY,
     Sampling(seed=4),
     Sampling(temperature=0.8, top_k=9, top_p=0.9, seed=2),
-    Sampling(temperature=0.0, frequency_penalty=0.7, repetition_penalty=1.2),
+    Sampling(temperature=0.0, frequency_penalty=3.0, repetition_penalty=1.2),
     Sampling(presence_penalty=0.6, seed=8),
 ]
 PROMPTS = [(1, 2, 3, 4, 5, 6, 7), (9,), tuple(range(20, 43)), (50, 51, 50), (8, 8, 8, 8)]
+REPETITIVE = (9,)  # is continued by one token over and over, which penalties forbid
 BLOCKS_EACH = 12
 NEW = 16
 
@@ -88,18 +89,18 @@ def test_sequences_in_chunks_beside_each_other_are_continued_as_alone(tiny: Any,
 def test_a_row_that_runs_ahead_takes_the_token_that_the_step_before_sampled(
     tiny: Any, executor: Executor, sampling: Sampling
 ) -> None:
-    prompt, other = (1, 2, 3), (9, 8)
+    prompt, other = REPETITIVE, (9, 8)
     found = [prefill(executor, tiny, prompt, sampling)]
-    run(executor, Row(0, 3, (found[0],), blocks_of(0), tiny.draw(sampling, prompt, [*prompt, found[0]])))
+    run(executor, Row(0, 1, (found[0],), blocks_of(0), tiny.draw(sampling, prompt, [*prompt, found[0]])))
     tokens = [*prompt, *tiny.continued(prompt, sampling, 2)]
     for _ in range(6):
-        at_source = 1 if len(tokens) > 5 else 0
+        at_source = 1 if len(tokens) > 3 else 0
         # The host knows all but the last token; a 0 stands where it will be.
         draw = tiny.draw(sampling, prompt, [*tokens[:-1], 0])
         row = Row(0, len(tokens) - 1, (0,), blocks_of(0), draw, source=at_source)
         results = run(executor, Row(1, 0, other, blocks_of(1), tiny.draw(GREEDY, other, other)), row)
         tokens += results[1].tokens
-    assert tuple(tokens[3:]) == tiny.continued(prompt, sampling, 8)
+    assert tuple(tokens[1:]) == tiny.continued(prompt, sampling, 8)
 
 
 @pytest.mark.parametrize("wrong", [None, 0, 1, 2])
@@ -107,7 +108,7 @@ def test_a_row_that_runs_ahead_takes_the_token_that_the_step_before_sampled(
 def test_drafts_are_accepted_up_to_the_first_that_would_not_have_been_sampled(
     tiny: Any, executor: Executor, sampling: Sampling, wrong: int | None
 ) -> None:
-    prompt = PROMPTS[0]
+    prompt = REPETITIVE
     expected = tiny.continued(prompt, sampling, 5)
     assert prefill(executor, tiny, prompt, sampling) == expected[0]
     drafts = list(expected[1:4])
@@ -123,7 +124,17 @@ def test_drafts_are_accepted_up_to_the_first_that_would_not_have_been_sampled(
         executor,
         Row(0, len(known) - 1, (known[-1],), blocks_of(0), tiny.draw(sampling, prompt, known)),
     )
-    assert (*known[len(prompt) :], *after.tokens) == tiny.continued(prompt, sampling, len(known) - 6)
+    assert (*known[len(prompt) :], *after.tokens) == tiny.continued(prompt, sampling, len(known))
+
+
+def test_a_row_that_runs_ahead_of_drafts_takes_the_last_token_accepted(tiny: Any, executor: Executor) -> None:
+    prompt = PROMPTS[0]
+    expected = tiny.continued(prompt, GREEDY, 4)
+    run(executor, Row(0, 0, prompt, blocks_of(0), tiny.draw(GREEDY, prompt, prompt), expected[:2]))
+    at = len(prompt) + 2
+    assert run(executor, Row(0, at, (0,), blocks_of(0), Draw(GREEDY, 0, at + 1), source=0)) == (
+        RowResult(tokens=expected[3:]),
+    )
 
 
 def test_accepted_drafts_have_their_log_probabilities(tiny: Any, executor: Executor) -> None:

@@ -15,6 +15,7 @@ rows = st.lists(st.sampled_from([-np.inf, -40.0, -3.0, -0.5, 0.0]), min_size=0, 
     lambda values: np.array([0.0, *values], dtype=np.float32)
 )
 chances = st.floats(0, 1, exclude_max=True)
+ALMOST_ONE = 1 - 2.0**-53
 
 
 def ranked(row: NDArray[np.float32]) -> list[int]:
@@ -54,6 +55,25 @@ def test_picking_inverts_the_cumulative_sum_and_passes_over_weights_of_zero(
         assert weights[token] > 0
         assert reached[token] - weights[token] <= chance * reached[-1] + 1e-9
         assert reached[token] >= chance * reached[-1] - 1e-9
+
+
+def test_a_nucleus_ends_where_its_mass_is_reached_exactly() -> None:
+    weights = np.ones(4, dtype=np.float32)
+    assert nucleus(np.zeros(4, dtype=np.float32), weights, 0.5).tolist() == [0, 1]
+
+
+def test_a_weight_of_zero_is_not_picked_at_either_end() -> None:
+    weights = np.zeros(300, dtype=np.float32)
+    weights[[130, 140]] = 1.0
+    for chance, token in ((0.0, 130), (ALMOST_ONE, 140)):
+        assert pick(weights, chance) == token
+        assert pick_each(weights[None], np.array([chance])).tolist() == [token]
+
+
+def test_rounding_never_picks_beyond_the_end() -> None:
+    weights = np.random.default_rng(0).random((3000, 128), dtype=np.float32)
+    weights[:, 100:] = 0.0
+    assert pick_each(weights, np.full(3000, ALMOST_ONE)).max() < 100
 
 
 @given(chance=chances, batch=st.integers(1, 5), at=st.integers(0, 4))
