@@ -10,9 +10,10 @@ result does not depend on the queries that walk with it.
 from __future__ import annotations
 
 from tokenspeed.model.cpu.jit import njit
-from tokenspeed.model.cpu.layout import FLOAT, SLAB_TOKENS, TILE_POSITIONS, Memory, Shape, Sizes
+from tokenspeed.model.cpu.layout import FLOAT, LINE, SLAB_TOKENS, TILE_POSITIONS, Memory, Shape, Sizes
 from tokenspeed.model.cpu.simd import (
     LANES,
+    called,
     exp,
     fused,
     greater,
@@ -21,6 +22,7 @@ from tokenspeed.model.cpu.simd import (
     load,
     load_index,
     load_one,
+    prefetch,
     splat,
     store,
     store_one,
@@ -112,8 +114,10 @@ def attend(
     operands = memory.queries + (head * SLAB_TOKENS + first) * sizes.group * shape.head * size
     end = position + queries
     start = 0 if window == 0 else max(0, position - window + 1) // TILE_POSITIONS * TILE_POSITIONS
+    fetch_blocks(form, shape, memory, table, start, min(start + TILE_POSITIONS, end), layer, head)
     for tile_start in range(start, end, TILE_POSITIONS):
         tile_end = min(tile_start + TILE_POSITIONS, end)
+        fetch_blocks(form, shape, memory, table, tile_end, min(tile_end + TILE_POSITIONS, end), layer, head)
         score(form, shape, memory, table, tile_start, tile_end, layer, head, rows, operands, scores)
         for row in range(rows):
             seen = position + row // sizes.group + 1 - tile_start
@@ -127,6 +131,19 @@ def attend(
         for element in range(0, shape.head, LANES):
             value = load(sums + row * width + element * FLOAT) * share
             store_operands(form, out + element * size, value)
+
+
+@njit
+def fetch_blocks(
+    form: Format, shape: Shape, memory: Memory, table: int, start: int, end: int, layer: int, head: int
+) -> None:
+    """Ask for the blocks that begin in [start, end): the processor cannot guess where they lie."""
+    size = shape.block_size
+    for position in range(-(-start // size) * size, end, size):
+        block = load_index(table + position // size * 4)
+        keys = entry(form, shape, memory, block, layer, head, 0)
+        for at in range(keys, keys + 2 * size * shape.head * operand_bytes(form), LINE):
+            prefetch(at)
 
 
 @njit
@@ -185,6 +202,7 @@ def weigh(
     totals: int,
 ) -> None:
     """One row's online softmax over a tile, of which it sees the positions [unseen, seen)."""
+    called()
     scores += row * TILE_POSITIONS * FLOAT
     probabilities += row * TILE_POSITIONS * operand_bytes(form)
     s0 = keep(load(scores), unseen, seen, UNSEEN)

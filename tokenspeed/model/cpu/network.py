@@ -10,6 +10,7 @@ from tokenspeed.model.cpu.jit import njit, overload
 from tokenspeed.model.cpu.layout import FLOAT, SLAB_TOKENS, Memory, Shape, Sizes
 from tokenspeed.model.cpu.simd import (
     LANES,
+    called,
     exp,
     fused,
     load,
@@ -63,6 +64,7 @@ def rms(shape: Shape, source: int, elements: int, count: int) -> float:
 @njit
 def normalise(form: Format, shape: Shape, source: int, weight: int, target: int) -> None:
     """RMSNorm of one row of the residual stream, to operands."""
+    called()
     scale = splat(rms(shape, source, shape.width, shape.hidden))
     for element in range(0, shape.width, LANES):
         value = load(source + element * FLOAT) * scale * load(weight + element * FLOAT)
@@ -149,6 +151,7 @@ def project(
     sink: Sink,
 ) -> None:
     """Multiply rows of operands with a matrix, a pair of its blocks and a slice of the rows at a time."""
+    called()
     steps = steps_of(form, projection.inputs)
     stride = projection.inputs * operand_bytes(form)
     slices = -(-rows // TASK_ROWS)
@@ -202,6 +205,7 @@ def split_heads(
     form: Format, shape: Shape, sizes: Sizes, memory: Memory, job: Any, layer: Any, index: int, token: int
 ) -> None:
     """Take one token's fused projection apart: queries to operands, its key and value to the pool."""
+    called()
     size = operand_bytes(form)
     position, slot = load_index(job.positions + token * 4), load_index(job.slots + token * 4)
     row = memory.fused + token * sizes.fused * FLOAT
@@ -235,6 +239,7 @@ def attend_task(
     task: int,
 ) -> None:
     """Task = (run of queries, key head), the latest runs first: they have the longest contexts."""
+    called()
     group = job.group_count - 1 - task // shape.kv_heads
     first = load_index(job.groups + group * 12)
     queries = load_index(job.groups + group * 12 + 4)
@@ -306,6 +311,7 @@ def run_pass(
     thread: int,
 ) -> None:
     """This thread's share of a whole pass: embed, all layers, and the logits that are wanted."""
+    called()
     scratch = memory.scratch + thread * sizes.scratch
     stream = shape.width * FLOAT
     for token in share(team, epoch, 0, job.count):

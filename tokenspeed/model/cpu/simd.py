@@ -86,6 +86,31 @@ def rounded(builder: Any, value: Any) -> Any:
 
 
 @intrinsic
+def called(typing: Any) -> Any:
+    """Keep the function that holds this a call: copies of large kernels cost only compile time."""
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        builder.function.attributes.add("noinline")
+        return context.get_dummy_value()
+
+    return types.void(), emit
+
+
+@intrinsic
+def prefetch(typing: Any, address: Any) -> Any:
+    """Ask for the cache line at `address` to be brought to the second-level cache."""
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        line = pointer(builder, arguments[0], ir.IntType(8))
+        kind = ir.FunctionType(ir.VoidType(), [line.type] + [int32] * 3)
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(function, [line, *(ir.Constant(int32, hint) for hint in (0, 2, 1))])  # read, L2, data
+        return context.get_dummy_value()
+
+    return types.void(types.intp), emit
+
+
+@intrinsic
 def load(typing: Any, address: Any) -> Any:
     """Sixteen float32 from memory."""
 

@@ -15,7 +15,7 @@ from llvmlite import ir
 
 from tokenspeed.model.cpu import simd
 from tokenspeed.model.cpu.jit import cgutils, intrinsic, njit, types
-from tokenspeed.model.cpu.simd import constant, float_lanes, int_lanes, pointer
+from tokenspeed.model.cpu.simd import called, constant, float_lanes, int_lanes, pointer
 
 STEP_BYTES = 64
 BLOCK = 16  # outputs of a block
@@ -169,6 +169,7 @@ def accumulate(
     out_stride: int,
 ) -> None:
     """`tile` for 1..8 rows."""
+    called()
     if rows == 8:
         tile(form, 8, first, second, operands, stride, steps, out, out_stride)
     elif rows == 1:
