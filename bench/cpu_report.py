@@ -38,6 +38,7 @@ class Results:
     bandwidth: list[float] = field(default_factory=list)  # GB/s, around each decode of one stream
     light: dict[str, list[float]] = field(default_factory=dict)  # of one stream: part of the memory's speed
     values: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    others: dict[str, dict[str, list[float]]] = field(default_factory=dict)  # part of the cores, meanwhile
 
 
 def machine(threads: int) -> dict[str, Any]:
@@ -68,6 +69,10 @@ def report(results: Results, ours: str) -> None:
     print(f"medians over rounds (least..largest); {results.weight_bytes / 1e6:.0f} MB of weights a step")
     if results.bandwidth:
         print(f"memory read, GB/s: {spread(results.bandwidth, 1)}")
+    shares = [share for measured in results.others.values() for found in measured.values() for share in found]
+    print(
+        f"others used {max(shares):.0%} of the cores at most, {statistics.median(shares):.0%} in the median"
+    )
     servers = list(results.values)
     _row("", servers)
     for measure, title in TITLES.items():

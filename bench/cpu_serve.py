@@ -25,6 +25,7 @@ from bench.checkpoints import SHAPES, checkpoint, random_prompt, weight_bytes
 from bench.client import BenchError, complete, complete_all, decode_rate_together
 from bench.cpu_kernels import Reader
 from bench.cpu_report import Results, machine, report, write_json
+from bench.neighbours import Watch
 from bench.peers import (
     STREAMS,
     Contestant,
@@ -43,6 +44,8 @@ PROMPT = 128  # tokens of a decoding stream's prompt
 TTFT_REPEATS = 5
 READ_BYTES = 1 << 29  # of one read of memory: well beyond all caches
 SAME_MODEL_PROMPTS = 12
+QUIET = 0.04  # of the cores: what others may use while a figure counts as undisturbed
+TRIES = 3  # of a figure that others disturb
 
 
 class Measure(NamedTuple):
@@ -99,6 +102,7 @@ class Bench:
         self._results = results
         self._reader = Reader(READ_BYTES, given.threads)
         self._random = Random(given.seed)
+        self._watch = Watch(QUIET, given.patience, TRIES)
 
     def round(self, number: int) -> None:
         """Each measure of each server; who begins changes from round to round."""
@@ -111,17 +115,23 @@ class Bench:
                     self._take(measure, server)
 
     def _take(self, measure: Measure, server: Running) -> None:
-        before = self._bandwidth() if measure.memory_bound else 0.0
         with server.awake():
-            value = asyncio.run(measure.run(server.port, self._given.tokens, self._random))
+            (value, bandwidth), others = self._watch.take(server.group, lambda: self._once(measure, server))
         name = server.contestant.name
         self._results.values.setdefault(name, {}).setdefault(measure.name, []).append(value)
-        print(f"  {measure.name:<13} {name:<18} {value:8.1f}", file=sys.stderr, flush=True)
+        self._results.others.setdefault(name, {}).setdefault(measure.name, []).append(others)
+        told = f"  {measure.name:<13} {name:<18} {value:8.1f}   others used {others:.0%} of the cores"
+        print(told, file=sys.stderr, flush=True)
         if measure.memory_bound:
-            bandwidth = max(before, self._bandwidth())
             self._results.bandwidth.append(bandwidth)
             light = value * self._results.weight_bytes / 1e9 / bandwidth
             self._results.light.setdefault(name, []).append(light)
+
+    def _once(self, measure: Measure, server: Running) -> tuple[float, float]:
+        """The figure, and where it tells something the memory's speed around it."""
+        before = self._bandwidth() if measure.memory_bound else 0.0
+        value = asyncio.run(measure.run(server.port, self._given.tokens, self._random))
+        return value, max(before, self._bandwidth()) if measure.memory_bound else 0.0
 
     def _bandwidth(self) -> float:
         """GB/s of a plain read by as many threads as compute."""
@@ -200,6 +210,7 @@ def arguments() -> argparse.Namespace:
     names = [measure.name for measure in MEASURES]
     parser.add_argument("--measures", nargs="*", choices=names, default=names)
     parser.add_argument("--set", action="append", default=[], help="a setting of ours: table.key=value")
+    parser.add_argument("--patience", type=float, default=120, help="seconds to wait for quiet, in all")
     parser.add_argument("--limit", type=int, default=900, help="seconds that the whole run may take")
     parser.add_argument("--out", type=Path, help="a JSON file for the results")
     return parser.parse_args()

@@ -96,6 +96,11 @@ class Running:
             await asyncio.sleep(0.01)
         await complete(self.port, " abc abd abe abf", 1)
 
+    @property
+    def group(self) -> int:
+        """The process group that it and all its children are in."""
+        return self._process.pid
+
     def pause(self) -> None:
         os.killpg(self._process.pid, signal.SIGSTOP)
 
