@@ -18,8 +18,8 @@ from tokenspeed.build import Server, build
 from tokenspeed.config import Config
 from tokenspeed.console import configure_logging, stages
 from tokenspeed.errors import TokenSpeedError
-from tokenspeed.generation import Delta
-from tokenspeed.generation_request import GenerationRequest, SamplingFields, TextPrompt
+from tokenspeed.generation.generator import Delta
+from tokenspeed.generation.request import GenerationRequest, SamplingFields, TextPrompt
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 console = Console(stderr=True, highlight=False)

@@ -21,7 +21,7 @@ from tokenspeed.core.scheduler import Scheduler
 from tokenspeed.engine.engine import Engine
 from tokenspeed.engine.metrics import EngineMetrics
 from tokenspeed.errors import ModelError
-from tokenspeed.generation import Generator
+from tokenspeed.generation.generator import Generator
 from tokenspeed.model.checkpoint import Checkpoint, resolve
 from tokenspeed.model.generation_config import GenerationDefaults
 from tokenspeed.model.kernels import choose_decoder

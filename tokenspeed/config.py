@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, get_type_hints
 from tokenspeed.api.options import ServerOptions
 from tokenspeed.core.policy import SchedulerOptions
 from tokenspeed.errors import ConfigError
-from tokenspeed.generation import Limits
+from tokenspeed.generation.request import Limits
 from tokenspeed.model.options import CacheOptions, DeviceOptions, KernelOptions, ModelOptions
 
 

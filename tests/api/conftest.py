@@ -29,8 +29,8 @@ from tokenspeed.core.scheduler import Scheduler
 from tokenspeed.core.sequence import Sequence
 from tokenspeed.engine.engine import Engine
 from tokenspeed.engine.metrics import EngineMetrics
-from tokenspeed.generation import Generator
-from tokenspeed.generation_request import Limits
+from tokenspeed.generation.generator import Generator
+from tokenspeed.generation.request import Limits
 from tokenspeed.sim.backend import SimBackend, StepCosts, continuation
 from tokenspeed.text.template import ChatTemplate
 from tokenspeed.text.tokenizer import Tokenizer

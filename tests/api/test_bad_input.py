@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tokenspeed.api.middleware import Boundary
-from tokenspeed.generation_request import Limits
+from tokenspeed.generation.request import Limits
 
 CHAT = {"messages": [{"role": "user", "content": "hi"}]}
 TEXT = {"prompt": "hi"}

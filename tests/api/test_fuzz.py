@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenspeed.generation_request import Limits
+from tokenspeed.generation.request import Limits
 
 SCALARS = (
     st.none()

@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 from tokenspeed.core.policy import SchedulerOptions
 from tokenspeed.core.request import TokenLogprob
 from tokenspeed.errors import ContextLengthError, EngineError, OverloadedError
-from tokenspeed.generation import INLINE_CHARACTERS, Delta, Ended, Usage
-from tokenspeed.generation_request import (
+from tokenspeed.generation.generator import INLINE_CHARACTERS, Delta, Ended, Usage
+from tokenspeed.generation.request import (
     ChatPrompt,
     GenerationRequest,
     SamplingFields,
     TextPrompt,
     TokenPrompt,
 )
-from tokenspeed.generation_text import ChoiceText
+from tokenspeed.generation.text import ChoiceText
 from tokenspeed.text.tokenizer import Tokenizer
 
 PAIR = (TokenPrompt((5, 6)), TokenPrompt((9,)))

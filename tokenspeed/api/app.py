@@ -19,7 +19,7 @@ from tokenspeed.api.models import ModelsEndpoint, ServedModel
 from tokenspeed.api.openai_endpoint import OpenAIEndpoint
 from tokenspeed.api.options import ServerOptions
 from tokenspeed.errors import TokenSpeedError
-from tokenspeed.generation import Generator
+from tokenspeed.generation.generator import Generator
 
 
 def create_app(

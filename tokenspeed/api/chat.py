@@ -11,9 +11,9 @@ import orjson
 from tokenspeed.api.openai_answers import Whole, common_fields
 from tokenspeed.api.openai_types import ChatRequest, Message, Part
 from tokenspeed.errors import RequestError
-from tokenspeed.generation import Delta, Ended
-from tokenspeed.generation_request import ChatPrompt, GenerationRequest
-from tokenspeed.generation_text import Alternative, ScoredToken
+from tokenspeed.generation.generator import Delta, Ended
+from tokenspeed.generation.request import ChatPrompt, GenerationRequest
+from tokenspeed.generation.text import Alternative, ScoredToken
 from tokenspeed.text.template import parse_arguments
 
 # Each role that a client may write, and the one that templates know.

@@ -11,15 +11,15 @@ import orjson
 from tokenspeed.api.openai_answers import Whole, common_fields
 from tokenspeed.api.openai_types import CompletionRequest
 from tokenspeed.errors import RequestError
-from tokenspeed.generation import Delta, Ended
-from tokenspeed.generation_request import (
+from tokenspeed.generation.generator import Delta, Ended
+from tokenspeed.generation.request import (
     FillPrompt,
     GenerationRequest,
     Prompt,
     TextPrompt,
     TokenPrompt,
 )
-from tokenspeed.generation_text import ScoredToken
+from tokenspeed.generation.text import ScoredToken
 
 
 class CompletionDialect:

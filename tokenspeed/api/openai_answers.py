@@ -12,9 +12,9 @@ from tokenspeed import __version__
 from tokenspeed.api.errors import describe
 from tokenspeed.api.openai_types import CommonRequest
 from tokenspeed.api.sse import DONE
-from tokenspeed.generation import Delta, Ended, Generation, Output, Usage
-from tokenspeed.generation_request import SamplingFields
-from tokenspeed.generation_text import ScoredToken
+from tokenspeed.generation.generator import Delta, Ended, Generation, Output, Usage
+from tokenspeed.generation.request import SamplingFields
+from tokenspeed.generation.text import ScoredToken
 
 FINGERPRINT = f"tokenspeed-{__version__}"
 

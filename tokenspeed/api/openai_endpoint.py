@@ -28,8 +28,8 @@ from tokenspeed.api.openai_types import CommonRequest
 from tokenspeed.api.options import ServerOptions
 from tokenspeed.api.sse import EventStream
 from tokenspeed.api.unsupported import refuse_unsupported
-from tokenspeed.generation import Generator
-from tokenspeed.generation_request import GenerationRequest
+from tokenspeed.generation.generator import Generator
+from tokenspeed.generation.request import GenerationRequest
 
 Asked = TypeVar("Asked", bound=CommonRequest)
 

@@ -23,8 +23,8 @@ from tokenspeed.core.request import (
 from tokenspeed.engine.engine import Engine
 from tokenspeed.engine.streams import Stream
 from tokenspeed.errors import EngineError
-from tokenspeed.generation_merge import Merged
-from tokenspeed.generation_request import (
+from tokenspeed.generation.merge import Merged
+from tokenspeed.generation.request import (
     ChatPrompt,
     FillPrompt,
     GenerationRequest,
@@ -38,11 +38,9 @@ from tokenspeed.generation_request import (
     resolve_sampling,
     room_for,
 )
-from tokenspeed.generation_text import ChoiceText, ScoredToken, score_prompt
+from tokenspeed.generation.text import ChoiceText, ScoredToken, score_prompt
 from tokenspeed.text.template import ChatTemplate
 from tokenspeed.text.tokenizer import Tokenizer
-
-__all__ = ["Delta", "Ended", "Generation", "Generator", "Limits", "Output", "Usage"]
 
 # Longer prompts are tokenised in a thread, so that no stream waits for them; about 5 ms of work.
 INLINE_CHARACTERS = 50_000

@@ -22,7 +22,7 @@ GREEDY_BELOW = 1e-5  # a temperature under this would only overflow the logits
 class Limits:
     """`[limits]`. Caps on one request that protect everybody else."""
 
-    max_tokens: int = option(4096, at_least=1, at_most=16_777_216)  # generated, for one choice
+    max_tokens: int = option(32_768, at_least=1, at_most=16_777_216)  # generated, for one choice
     max_prompt_tokens: int = option(1_048_576, at_least=1, at_most=16_777_216)
     max_choices: int = option(16, at_least=1, at_most=1024)  # n x prompts of one request
     max_stops: int = option(16, at_least=0, at_most=1024)

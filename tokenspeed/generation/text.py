@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from tokenspeed.core.request import TokenLogprob
-from tokenspeed.generation_request import GenerationRequest
+from tokenspeed.generation.request import GenerationRequest
 from tokenspeed.text.detokenizer import Detokenizer
 from tokenspeed.text.stops import StopStrings
 from tokenspeed.text.tokenizer import Tokenizer
