@@ -15,7 +15,6 @@ from tokenspeed.model.cpu.simd import (
     LANES,
     called,
     exp,
-    fused,
     greater,
     keep,
     largest,
@@ -220,13 +219,14 @@ def weigh(
     store_operands(form, probabilities + step, p1)
     store_operands(form, probabilities + 2 * step, p2)
     store_operands(form, probabilities + 3 * step, p3)
-    fade = exp(splat(before) - splat(after))  # exactly 1 where the maximum stays
-    store_one(maxima + row * FLOAT, after)
-    weight = total(fused(splat(load_one(totals + row * FLOAT)), keep(fade, 0, 1, 0.0), (p0 + p1) + (p2 + p3)))
-    store_one(totals + row * FLOAT, weight)
+    weight = load_one(totals + row * FLOAT)
     if after != before:
+        fade = exp(splat(before) - splat(after))
+        weight *= largest(fade)
+        store_one(maxima + row * FLOAT, after)
         for at in range(sums + row * width, sums + (row + 1) * width, VECTOR):
             store(at, load(at) * fade)
+    store_one(totals + row * FLOAT, weight + total((p0 + p1) + (p2 + p3)))
 
 
 @njit

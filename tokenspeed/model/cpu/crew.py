@@ -59,12 +59,11 @@ def compiled_entry(digest: str) -> Enter:
             close_cells(team, epoch)
             job[0] = request[0]
             ring(team, epoch)
-            run_pass(form, shape, sizes, memory, layers, job[0], team, epoch, 0)
-            return
-        while epoch >= 0:
+        else:
             epoch = await_pass(team, thread, epoch)
-            if epoch >= 0:
-                run_pass(form, shape, sizes, memory, layers, job[0], team, epoch, thread)
+        while epoch >= 0:
+            run_pass(form, shape, sizes, memory, layers, job[0], team, epoch, thread)
+            epoch = -1 if thread == 0 else await_pass(team, thread, epoch)
 
     return enter
 

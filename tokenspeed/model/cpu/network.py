@@ -6,7 +6,7 @@ import math
 from typing import Any, NamedTuple
 
 from tokenspeed.model.cpu.attention import attend, store_key, store_value
-from tokenspeed.model.cpu.jit import njit, overload
+from tokenspeed.model.cpu.jit import inlined, njit, overload
 from tokenspeed.model.cpu.layout import FLOAT, SLAB_TOKENS, Memory, Shape, Sizes
 from tokenspeed.model.cpu.simd import (
     LANES,
@@ -226,7 +226,7 @@ def split_heads(
         store_value(form, shape, memory, slot, index, head, value, last)
 
 
-@njit
+@inlined
 def attend_task(
     form: Format,
     shape: Shape,
@@ -239,7 +239,6 @@ def attend_task(
     task: int,
 ) -> None:
     """Task = (run of queries, key head), the latest runs first: they have the longest contexts."""
-    called()
     group = job.group_count - 1 - task // shape.kv_heads
     first = load_index(job.groups + group * 12)
     queries = load_index(job.groups + group * 12 + 4)
@@ -250,7 +249,7 @@ def attend_task(
     attend(form, shape, sizes, memory, scratch, table, first, queries, position, index, head, layer.window)
 
 
-@njit
+@inlined
 def run_layer(
     form: Format,
     shape: Shape,
@@ -298,7 +297,7 @@ def adjacent(form: Format, matrix: int, bias: int, outputs: int, inputs: int) ->
     return Projection(matrix, matrix + block, bias, bias + VECTOR, 2, outputs // PAIR, inputs)
 
 
-@njit
+@inlined
 def run_pass(
     form: Format,
     shape: Shape,
@@ -311,7 +310,6 @@ def run_pass(
     thread: int,
 ) -> None:
     """This thread's share of a whole pass: embed, all layers, and the logits that are wanted."""
-    called()
     scratch = memory.scratch + thread * sizes.scratch
     stream = shape.width * FLOAT
     for token in share(team, epoch, 0, job.count):
