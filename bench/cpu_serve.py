@@ -16,6 +16,7 @@ import signal
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from random import Random
@@ -44,6 +45,7 @@ PROMPT = 128  # tokens of a decoding stream's prompt
 TTFT_REPEATS = 5
 READ_BYTES = 1 << 29  # of one read of memory: well beyond all caches
 SAME_MODEL_PROMPTS = 12
+RESERVE = 15  # seconds to end the servers and report
 QUIET = 0.04  # of the cores: what others may use while a figure counts as undisturbed
 TRIES = 3  # of a figure that others disturb
 
@@ -121,11 +123,12 @@ class Bench:
         self._results.values.setdefault(name, {}).setdefault(measure.name, []).append(value)
         self._results.others.setdefault(name, {}).setdefault(measure.name, []).append(others)
         told = f"  {measure.name:<13} {name:<18} {value:8.1f}   others used {others:.0%} of the cores"
-        print(told, file=sys.stderr, flush=True)
         if measure.memory_bound:
             self._results.bandwidth.append(bandwidth)
             light = value * self._results.weight_bytes / 1e9 / bandwidth
             self._results.light.setdefault(name, []).append(light)
+            told += f"   {light:.2f} of {bandwidth:.1f} GB/s"
+        print(told, file=sys.stderr, flush=True)
 
     def _once(self, measure: Measure, server: Running) -> tuple[float, float]:
         """The figure, and where it tells something the memory's speed around it."""
@@ -172,6 +175,7 @@ def contestants(given: argparse.Namespace, folder: Path) -> list[Contestant]:
 
 def measure_all(given: argparse.Namespace) -> Results:
     """Start everything, take the rounds, end everything."""
+    began = time.perf_counter()
     folder = checkpoint(given.shape, given.cache)
     results = Results(machine(given.threads), given.shape, given.tokens, weight_bytes(folder))
     with contextlib.ExitStack() as stack:
@@ -187,12 +191,23 @@ def measure_all(given: argparse.Namespace) -> Results:
             results.start_seconds[contestant.name] = server.start_seconds
             bench.servers.append(server)
         bench.compare_models()
-        for number in range(given.rounds):
-            print(f"round {number + 1} of {given.rounds}", file=sys.stderr)
-            bench.round(number)
+        take_rounds(bench, given, began)
         for server in bench.servers:
             results.peak_megabytes[server.contestant.name] = server.peak_megabytes()
     return results
+
+
+def take_rounds(bench: Bench, given: argparse.Namespace, began: float) -> None:
+    """As many rounds as are wanted and fit into the limit by the length of the longest so far."""
+    longest = 0.0
+    for number in range(given.rounds):
+        start = time.perf_counter()
+        if number and start + longest > began + given.limit - RESERVE:
+            print(f"no time for more than {number} rounds", file=sys.stderr)
+            return
+        print(f"round {number + 1} of {given.rounds}", file=sys.stderr)
+        bench.round(number)
+        longest = max(longest, time.perf_counter() - start)
 
 
 def arguments() -> argparse.Namespace:
