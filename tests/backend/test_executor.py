@@ -215,10 +215,11 @@ def test_a_fault_behind_an_accepted_draft_leaves_what_came_before_it(tiny: Any) 
 def test_a_token_beyond_the_vocabulary_ends_its_row_alone(tiny: Any, executor: Executor, token: int) -> None:
     results = run(
         executor,
-        Row(0, 0, (1, token), blocks_of(0), Draw(GREEDY, 0, 2)),
+        Row(0, 0, (1, token), blocks_of(0), tiny.draw(SAMPLINGS[3], (1, token), (1, token)), (1,)),
         Row(1, 0, (1, 2), blocks_of(1), Draw(GREEDY, 0, 2)),
+        Row(2, 0, (1,), blocks_of(2), None, targets=(token,)),
     )
-    assert results[0].error == "a token is beyond the vocabulary of 61"
+    assert results[0].error == results[2].error == "a token is beyond the vocabulary of 61"
     assert results[1].tokens == tiny.continued((1, 2), GREEDY, 1)
 
 

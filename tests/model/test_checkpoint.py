@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import constants, errors
 
 from tokenspeed.errors import ModelError
+from tokenspeed.model import checkpoint as checkpoint_module
 from tokenspeed.model.checkpoint import INDEX, resolve
 
 REVISION = "1234567890abcdef1234567890abcdef12345678"
@@ -161,6 +163,56 @@ def test_a_hub_id_that_is_not_cached_is_told_when_offline(
         "some/model at revision v1.0: is not in the local cache and the hub cannot be reached; "
         "connect, or download it elsewhere and name the folder"
     )
+
+
+def test_the_hub_is_asked_for_the_files_that_are_read_and_no_others(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, object] = {}
+
+    def download(repository: str, **options: object) -> str:
+        asked.update(options, repository=repository)
+        return str(folder)
+
+    monkeypatch.setattr(checkpoint_module, "snapshot_download", download)
+    resolve("some/model", revision=REVISION)
+    assert (asked["repository"], asked["revision"]) == ("some/model", REVISION)
+    patterns = asked["allow_patterns"]
+    assert isinstance(patterns, list)
+    for name, wanted in (
+        ("model-00001-of-00002.safetensors", True),
+        ("tokenizer.json", True),
+        ("chat_template.jinja", True),
+        ("pytorch_model.bin", False),
+        ("consolidated.safetensors", False),
+        ("original/model.safetensors", False),
+    ):
+        assert any(fnmatch(name, pattern) for pattern in patterns) == wanted
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        (errors.GatedRepoError, "some/model: is gated; accept its terms on the hub and log in"),
+        (errors.RepositoryNotFoundError, "some/model: is neither a folder here nor a repository on the hub"),
+        (errors.RevisionNotFoundError, "some/model: has no revision 'v9'; name a commit, a tag or a branch"),
+        (errors.HfHubHTTPError, "some/model at revision v9: cannot be fetched from the hub: 503 of the hub"),
+        (ConnectionError, "some/model at revision v9: cannot be fetched from the hub: 503 of the hub"),
+    ],
+)
+def test_what_the_hub_refuses_is_told_in_one_line(
+    kind: type[Exception], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def download(repository: str, **options: object) -> str:
+        error = kind.__new__(kind)  # their constructors want a response of the hub
+        error.args = ("503 of the hub\nand a long story",)
+        raise error
+
+    monkeypatch.setattr(checkpoint_module, "snapshot_download", download)
+    with pytest.raises(ModelError) as caught:
+        resolve("some/model", revision="v9")
+    assert str(caught.value).startswith(told)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_name_that_is_neither_folder_nor_hub_id_is_told() -> None:

@@ -198,6 +198,17 @@ def test_banning_all_tokens_is_an_error_of_the_row() -> None:
     assert sampled.error == "no token is left to sample: all are banned"
 
 
+def test_a_ban_beyond_the_vocabulary_bans_nothing() -> None:
+    logits = torch.tensor([[3.0, 2.5, 2.0]])
+    assert token_of(logits, GREEDY, banned=(-1, 3, 0)) == 1
+
+
+@pytest.mark.parametrize("bias", [math.nan, math.inf])
+def test_a_bias_that_is_not_finite_is_an_error_of_the_row(bias: float) -> None:
+    for sampling in (Sampling(logit_bias=((1, bias),)), Sampling(temperature=0.0, logit_bias=((1, bias),))):
+        assert sample(logits_of(5), [Draw(sampling, 0, 0)])[0].error == NOT_FINITE
+
+
 def test_a_bias_beyond_the_vocabulary_is_an_error_of_the_row() -> None:
     draws = [Draw(Sampling(logit_bias=((100, 1.0),)), 0, 0), Draw(GREEDY, 0, 0)]
     sampled = sample(logits_of(100).repeat(2, 1), draws)

@@ -44,15 +44,16 @@ class Executor:
 
     def _ready(self, number: int, row: Row, sampled: dict[int, int], faults: dict[int, str]) -> Row:
         """The row with its tokens on the host. One that cannot be computed is noted in `faults` and runs on
-        token 0, in blocks that nobody reads any more."""
+        token 0, for nothing, in blocks that nobody reads any more."""
         if row.source >= 0:
             token = sampled.get(row.source)
             if token is None:
                 faults[number] = SOURCE_FAILED
             return _followed(row, token or 0)
-        if not 0 <= min(row.tokens) <= max(row.tokens) < self._vocab_size:
+        named = row.tokens + row.targets if row.targets else row.tokens
+        if not 0 <= min(named) <= max(named) < self._vocab_size:
             faults[number] = f"a token is beyond the vocabulary of {self._vocab_size}"
-            return row._replace(tokens=(0,) * len(row.tokens))
+            return row._replace(tokens=(0,) * len(row.tokens), draw=None, drafts=(), targets=())
         return row
 
     def _compute(self, rows: Sequence[Row]) -> list[RowResult]:

@@ -141,8 +141,8 @@ def _sample_row(row: Logits, draw: Draw) -> Sampled:
         return Sampled(0, error=f"logit_bias names token {beyond[0]}, but the vocabulary has {len(row)}")
     adjusted = _adjusted(row, draw)
     peak = float(adjusted.max())
-    if peak == -math.inf:
-        return Sampled(0, error=NOTHING_ALLOWED)
+    if not math.isfinite(peak):
+        return Sampled(0, error=NOTHING_ALLOWED if peak == -math.inf else NOT_FINITE)
     token = int(adjusted.argmax()) if sampling.temperature == 0.0 else _draw(adjusted, peak, draw)
     wanted = sampling.logprobs
     return Sampled(token, None if wanted is None else _logprob(row, token, wanted))
@@ -164,8 +164,7 @@ def _adjusted(row: Logits, draw: Draw) -> Logits:
         row[tokens] -= (counts * sampling.frequency_penalty + sampling.presence_penalty).astype(np.float32)
     for token, bias in sampling.logit_bias:
         row[token] += np.float32(bias)
-    if draw.banned:
-        row[list(draw.banned)] = -np.inf
+    row[[token for token in draw.banned if 0 <= token < len(row)]] = -np.inf
     return row
 
 
