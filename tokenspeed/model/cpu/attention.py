@@ -174,7 +174,7 @@ def score(
                 store(out + m * TILE_POSITIONS * FLOAT, splat(0.0))
                 store(out + m * TILE_POSITIONS * FLOAT + VECTOR, splat(0.0))
             inputs = operands + row * stride
-            accumulate(form, count, low, high, inputs, stride, steps, out, TILE_POSITIONS * FLOAT)
+            accumulate(form, count, False, low, high, inputs, stride, steps, out, TILE_POSITIONS * FLOAT)
 
 
 @njit
@@ -262,5 +262,5 @@ def mix(
                 count = min(form.rows, rows - row)
                 inputs = probabilities + row * stride + (position - start) * size
                 out = sums + row * width + element * FLOAT
-                accumulate(form, count, low, high, inputs, stride, steps, out, width)
+                accumulate(form, count, False, low, high, inputs, stride, steps, out, width)
         position = until

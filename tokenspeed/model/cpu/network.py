@@ -167,7 +167,8 @@ def project(
             for at in range(scratch, scratch + count * 2 * VECTOR, 2 * VECTOR):
                 store(at, low_bias)
                 store(at + VECTOR, high_bias)
-            accumulate(form, count, low, high, operands + row * stride, stride, steps, scratch, 2 * VECTOR)
+            inputs, cold = operands + row * stride, row == first
+            accumulate(form, count, cold, low, high, inputs, stride, steps, scratch, 2 * VECTOR)
             drain(form, sink, scratch, row, count, pair)
 
 

@@ -96,15 +96,20 @@ def called(typing: Any) -> Any:
     return types.void(), emit
 
 
+def fetch_line(builder: Any, place: Any) -> None:
+    """Ask for the cache line at a pointer to be brought to the second-level cache; any address will do."""
+    line = builder.bitcast(place, ir.IntType(8).as_pointer())
+    kind = ir.FunctionType(ir.VoidType(), [line.type] + [int32] * 3)
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    builder.call(function, [line, *(ir.Constant(int32, hint) for hint in (0, 2, 1))])  # read, L2, data
+
+
 @intrinsic
 def prefetch(typing: Any, address: Any) -> Any:
-    """Ask for the cache line at `address` to be brought to the second-level cache."""
+    """Ask for the cache line at `address`."""
 
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        line = pointer(builder, arguments[0], ir.IntType(8))
-        kind = ir.FunctionType(ir.VoidType(), [line.type] + [int32] * 3)
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        builder.call(function, [line, *(ir.Constant(int32, hint) for hint in (0, 2, 1))])  # read, L2, data
+        fetch_line(builder, pointer(builder, arguments[0], int32))
         return context.get_dummy_value()
 
     return types.void(types.intp), emit

@@ -20,6 +20,7 @@ from tokenspeed.model.cpu.simd import called, constant, float_lanes, int_lanes, 
 STEP_BYTES = 64
 BLOCK = 16  # outputs of a block
 PAIR = 2 * BLOCK  # outputs of one call
+AHEAD = 64  # steps (4 KiB of each block) that weights are fetched before their use
 MOST_ROWS = 8  # 8 rows x 2 blocks: sixteen accumulators, enough to hide the latency of a dot product
 
 
@@ -109,6 +110,7 @@ def tile(
     typing: Any,
     form: Any,
     rows: Any,
+    ahead: Any,
     first: Any,
     second: Any,
     operands: Any,
@@ -119,15 +121,16 @@ def tile(
 ) -> Any:
     """out[m, 0:16] += block `first` . operands[m] and out[m, 16:32] += block `second` . operands[m].
 
-    `rows` is a literal; the others are addresses, strides in bytes, and the number of steps.
+    `rows` and `ahead` (steps to fetch weights ahead, 0 for none) are literals; the others are addresses,
+    strides in bytes, and the number of steps.
     """
-    if not isinstance(rows, types.IntegerLiteral):
+    if not isinstance(rows, types.IntegerLiteral) or not isinstance(ahead, types.IntegerLiteral):
         return None
-    count = rows.literal_value
+    count, distance = rows.literal_value, ahead.literal_value
     advance = STEPS[form.instance_class]
 
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        _, _, first, second, operands, stride, steps, out, out_stride = arguments
+        _, _, _, first, second, operands, stride, steps, out, out_stride = arguments
         lines = [pointer(builder, block, int_lanes) for block in (first, second)]
         inputs = [pointer(builder, offset(builder, operands, stride, m), simd.int32) for m in range(count)]
         outputs = [offset(builder, out, out_stride, m) for m in range(count)]
@@ -138,6 +141,8 @@ def tile(
         sums = [[cgutils.alloca_once_value(builder, builder.load(c, align=4)) for c in row] for row in cells]
         with cgutils.for_range(builder, steps) as loop:
             weights = [builder.load(builder.gep(line, [loop.index]), align=STEP_BYTES) for line in lines]
+            for line in lines if distance else ():
+                simd.fetch_line(builder, builder.gep(line, [builder.add(loop.index, constant(distance))]))
             for m in range(count):
                 operand = builder.load(builder.gep(inputs[m], [loop.index]), align=4)
                 before = [builder.load(slot) for slot in sums[m]]
@@ -149,7 +154,7 @@ def tile(
         return context.get_dummy_value()
 
     integers = [types.intp] * 7
-    return types.void(form, rows, *integers), emit
+    return types.void(form, rows, ahead, *integers), emit
 
 
 def offset(builder: Any, base: Any, stride: Any, count: int) -> Any:
@@ -160,6 +165,7 @@ def offset(builder: Any, base: Any, stride: Any, count: int) -> Any:
 def accumulate(
     form: Format,
     rows: int,
+    cold: bool,
     first: int,
     second: int,
     operands: int,
@@ -168,24 +174,31 @@ def accumulate(
     out: int,
     out_stride: int,
 ) -> None:
-    """`tile` for 1..8 rows."""
+    """`tile` for 1..8 rows; `cold` says that the weights come from memory rather than from a cache.
+
+    With few rows the memory is the limit and the processor fetches ahead by itself. With many, computing
+    hides what comes next from it; asking for it makes 8 rows over cold weights 13% to 40% faster, but over
+    cached weights 4% to 10% slower.
+    """
     called()
-    if rows == 8:
-        tile(form, 8, first, second, operands, stride, steps, out, out_stride)
+    if rows == 8 and cold:
+        tile(form, 8, AHEAD, first, second, operands, stride, steps, out, out_stride)
+    elif rows == 8:
+        tile(form, 8, 0, first, second, operands, stride, steps, out, out_stride)
     elif rows == 1:
-        tile(form, 1, first, second, operands, stride, steps, out, out_stride)
+        tile(form, 1, 0, first, second, operands, stride, steps, out, out_stride)
     elif rows == 2:
-        tile(form, 2, first, second, operands, stride, steps, out, out_stride)
+        tile(form, 2, 0, first, second, operands, stride, steps, out, out_stride)
     elif rows == 3:
-        tile(form, 3, first, second, operands, stride, steps, out, out_stride)
+        tile(form, 3, 0, first, second, operands, stride, steps, out, out_stride)
     elif rows == 4:
-        tile(form, 4, first, second, operands, stride, steps, out, out_stride)
+        tile(form, 4, 0, first, second, operands, stride, steps, out, out_stride)
     elif rows == 5:
-        tile(form, 5, first, second, operands, stride, steps, out, out_stride)
+        tile(form, 5, AHEAD, first, second, operands, stride, steps, out, out_stride)
     elif rows == 6:
-        tile(form, 6, first, second, operands, stride, steps, out, out_stride)
+        tile(form, 6, AHEAD, first, second, operands, stride, steps, out, out_stride)
     elif rows == 7:
-        tile(form, 7, first, second, operands, stride, steps, out, out_stride)
+        tile(form, 7, AHEAD, first, second, operands, stride, steps, out, out_stride)
 
 
 @intrinsic
