@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tokenspeed.errors import ModelError
 from tokenspeed.model.families import FAMILIES, describe
@@ -215,6 +218,47 @@ def test_what_cannot_be_served_names_its_key(changed: dict[str, Any], told: str)
 def test_layer_types_that_do_not_fit_are_told(changed: dict[str, Any], told: str) -> None:
     with pytest.raises(ModelError, match=told):
         spec_of(QWEN_3_SMALL, **changed)
+
+
+keys = st.sampled_from(sorted({*LLAMA_3_2_1B, *QWEN_3_SMALL, "layer_types", "rope_parameters", "mlp_bias"}))
+numbers = st.one_of(st.integers(), st.floats(), st.integers(-3, 300))
+values = st.recursive(
+    st.one_of(st.none(), st.booleans(), numbers, st.text(max_size=5)),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=3), inner)),
+    max_leaves=5,
+)
+scalings = st.fixed_dictionaries(
+    {"rope_type": st.sampled_from(["default", "linear", "dynamic", "llama3", "yarn"])},
+    optional={
+        key: st.one_of(numbers, st.sampled_from([0, 1, 1.0, -1.0]))
+        for key in (
+            "attention_factor",
+            "beta_fast",
+            "beta_slow",
+            "factor",
+            "high_freq_factor",
+            "low_freq_factor",
+            "mscale",
+            "mscale_all_dim",
+            "original_max_position_embeddings",
+            "rope_theta",
+        )
+    },
+)
+
+
+@given(
+    config=st.sampled_from([LLAMA_2_7B, LLAMA_3_2_1B, MISTRAL_7B_V1, QWEN_2_5_HALF_B, QWEN_3_SMALL]),
+    changed=st.one_of(st.dictionaries(keys, values, max_size=3), st.builds(dict, rope_parameters=scalings)),
+)
+def test_any_other_value_is_described_or_told(config: dict[str, Any], changed: dict[str, Any]) -> None:
+    try:
+        spec = spec_of(config, **changed)
+    except ModelError as error:
+        assert "\n" not in str(error)  # noqa: PT017 - either outcome is fine
+    else:
+        assert all(math.isfinite(frequency) for frequency in spec.rope.inverse_frequencies)
+        assert len(spec.windows) == spec.layers
 
 
 def test_every_family_of_the_table_is_described_here() -> None:

@@ -10,6 +10,8 @@ from typing import Any
 
 from tokenspeed.errors import ModelError
 
+MOST = 2**31 - 1  # of any size or count that a checkpoint states
+
 
 class Fields:
     """A JSON object with typed getters; `where` names it in errors (".../config.json").
@@ -29,10 +31,12 @@ class Fields:
     def error(self, key: str, told: str) -> ModelError:
         return ModelError(f"{self.where}: '{key}' {told}")
 
-    def integer(self, key: str, default: int | None = None, *, at_least: int = 1) -> int:
+    def integer(self, key: str, default: int | None = None, *, at_least: int = 1, at_most: int = MOST) -> int:
         value = self._value(key, default)
         if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
             raise self.error(key, f"must be an integer of at least {at_least}, not {value!r}")
+        if value > at_most:
+            raise self.error(key, f"must be at most {at_most}, not {value}")
         return value
 
     def number(self, key: str, default: float | None = None, *, above: float = -math.inf) -> float:

@@ -61,7 +61,18 @@ def rope(config: Fields, dim: int, context: int | None) -> tuple[RopeSpec, int]:
     if scale is None:
         known = ", ".join(sorted(SCALINGS))
         raise parsed.scaling.error("rope_type", f"is {parsed.kind!r}; supported are {known}")
-    scaled = scale(parsed)
+    try:
+        scaled = scale(parsed)
+    except (ArithmeticError, ValueError):  # a logarithm of 0, say
+        scaled = None
+    if (
+        scaled is None
+        or not scaled.frequencies.isfinite().all()
+        or not math.isfinite(scaled.attention_scaling)
+    ):
+        raise parsed.scaling.error(
+            "rope_theta", f"and the values of a '{parsed.kind}' scaling give no frequencies"
+        )
     if context is not None and context > scaled.limit:
         raise ModelError(
             f"{config.where}: positions reach {scaled.limit} tokens; ask for a max_context of at most that, "

@@ -11,6 +11,7 @@ from tokenspeed.model.rope import rope
 from tokenspeed.model.spec import ModelSpec
 
 STORED_DTYPES = ("bfloat16", "float16", "float32")
+MOST_HEAD_DIM, MOST_LAYERS = 4096, 4096  # far beyond any checkpoint; more is a broken file
 FULL, SLIDING = "full_attention", "sliding_attention"
 
 
@@ -86,7 +87,7 @@ def decoder(config: Fields, context: int | None, traits: Traits) -> Family:
     hidden, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
     if not (config.has("head_dim") or traits.head_dim) and hidden % heads:
         raise config.error("hidden_size", f"must be a multiple of the {heads} attention heads, not {hidden}")
-    head_dim = config.integer("head_dim", traits.head_dim or hidden // heads)
+    head_dim = config.integer("head_dim", traits.head_dim or hidden // heads, at_most=MOST_HEAD_DIM)
     kv_heads = config.integer("num_key_value_heads", traits.kv_heads or heads)
     if heads % kv_heads:
         raise config.error("num_key_value_heads", f"must divide the {heads} attention heads, not {kv_heads}")
@@ -95,7 +96,7 @@ def decoder(config: Fields, context: int | None, traits: Traits) -> Family:
         family=traits.name,
         vocab_size=config.integer("vocab_size"),
         hidden_size=hidden,
-        layers=config.integer("num_hidden_layers"),
+        layers=layer_count(config),
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
@@ -114,14 +115,18 @@ def decoder(config: Fields, context: int | None, traits: Traits) -> Family:
     return Family(spec, USUAL_NAMES)
 
 
+def layer_count(config: Fields) -> int:
+    return config.integer("num_hidden_layers", at_most=MOST_LAYERS)
+
+
 def full_attention(config: Fields) -> tuple[None, ...]:
     """No window on any layer."""
-    return (None,) * config.integer("num_hidden_layers")
+    return (None,) * layer_count(config)
 
 
 def layered_windows(config: Fields) -> tuple[int | None, ...]:
     """The windows of a family that lists its layers' kinds, or slides from layer `max_window_layers` on."""
-    layers = config.integer("num_hidden_layers")
+    layers = layer_count(config)
     window = sliding_window(config) if config.flag("use_sliding_window", False) else None
     if config.has("layer_types"):
         kinds = config.texts("layer_types")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tokenspeed.model.families.common import Family, Traits, decoder, sliding_window
+from tokenspeed.model.families.common import Family, Traits, decoder, layer_count, sliding_window
 from tokenspeed.model.fields import Fields
 
 
@@ -11,6 +11,6 @@ def describe(config: Fields, context: int | None) -> Family:
 
     A configuration that leaves `num_key_value_heads` out means the 8 of the first release.
     """
-    windows = (sliding_window(config),) * config.integer("num_hidden_layers")
+    windows = (sliding_window(config),) * layer_count(config)
     kv_heads = None if "num_key_value_heads" in config.values else 8
     return decoder(config, context, Traits(name="mistral", windows=windows, kv_heads=kv_heads))
