@@ -322,6 +322,8 @@ def test_only_the_wanted_logits_come_in_the_order_they_were_asked_for(make_host)
     assert logits.shape == (2, PLAIN.vocab_size)
     assert logits.dtype == torch.float32
     assert torch.equal(logits, text.logits[0][[19, 3]])
+    often = dataclasses.replace(batch, logit_rows=np.array([19, 3] * 300, np.int32))
+    assert torch.equal(host.decoder.forward(often), logits.repeat(300, 1))
 
 
 def test_weights_may_be_stored_in_any_type(make_host):
