@@ -58,8 +58,8 @@ def machine(threads: int) -> dict[str, Any]:
 
 
 def ratios(results: Results, ours: str, peer: str, measure: str) -> list[float]:
-    """How many times better ours is, round by round."""
-    pairs = zip(results.values[ours][measure], results.values[peer][measure], strict=True)
+    """How many times better ours is, round by round; the last round may have one of them only."""
+    pairs = zip(results.values[ours][measure], results.values[peer][measure], strict=False)
     return [theirs / mine if measure in TIMES else mine / theirs for mine, theirs in pairs]
 
 
@@ -69,6 +69,8 @@ def report(results: Results, ours: str) -> None:
     print(f"medians over rounds (least..largest); {results.weight_bytes / 1e6:.0f} MB of weights a step")
     if results.bandwidth:
         print(f"memory read, GB/s: {spread(results.bandwidth, 1)}")
+    if ours not in results.values:
+        return
     shares = [share for measured in results.others.values() for found in measured.values() for share in found]
     print(
         f"others used {max(shares):.0%} of the cores at most, {statistics.median(shares):.0%} in the median"

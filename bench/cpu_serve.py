@@ -191,7 +191,10 @@ def measure_all(given: argparse.Namespace) -> Results:
             results.start_seconds[contestant.name] = server.start_seconds
             bench.servers.append(server)
         bench.compare_models()
-        take_rounds(bench, given, began)
+        try:
+            take_rounds(bench, given, began)
+        except TimeUpError:
+            print("the limit is reached; the last round is not complete", file=sys.stderr)
         for server in bench.servers:
             results.peak_megabytes[server.contestant.name] = server.peak_megabytes()
     return results
@@ -231,8 +234,14 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+class TimeUpError(BenchError):
+    """The limit is reached."""
+
+
 def interrupt(number: int, _: object) -> NoReturn:
     """End as by an error, so that all servers are ended too."""
+    if number == signal.SIGALRM:
+        raise TimeUpError("the limit was reached before anything was measured")
     raise BenchError(f"ended by {signal.Signals(number).name}")
 
 
