@@ -24,6 +24,7 @@ from tokenspeed.model.cpu.simd import (
     prefetch,
     splat,
     store,
+    store_address,
     store_one,
     total,
 )
@@ -104,6 +105,7 @@ def attend(
     sums = probabilities + rows * TILE_POSITIONS * FLOAT
     maxima = sums + rows * width
     totals = maxima + rows * FLOAT
+    blocks = scratch + sizes.scratch - TILE_POSITIONS // BLOCK * 16
     for row in range(rows):
         store_one(maxima + row * FLOAT, UNSEEN)
         store_one(totals + row * FLOAT, 0.0)
@@ -117,12 +119,26 @@ def attend(
     for tile_start in range(start, end, TILE_POSITIONS):
         tile_end = min(tile_start + TILE_POSITIONS, end)
         fetch_blocks(form, shape, memory, table, tile_end, min(tile_end + TILE_POSITIONS, end), layer, head)
-        score(form, shape, memory, table, tile_start, tile_end, layer, head, rows, operands, scores)
+        score(form, shape, memory, table, tile_start, tile_end, layer, head, rows, operands, scores, blocks)
         for row in range(rows):
             seen = position + row // sizes.group + 1 - tile_start
             unseen = seen - window if window > 0 else 0
             weigh(form, row, unseen, seen, scores, probabilities, sums, width, maxima, totals)
-        mix(form, shape, memory, table, tile_start, tile_end, layer, head, rows, probabilities, sums, width)
+        mix(
+            form,
+            shape,
+            memory,
+            table,
+            tile_start,
+            tile_end,
+            layer,
+            head,
+            rows,
+            probabilities,
+            sums,
+            width,
+            blocks,
+        )
     for row in range(rows):
         token, query_head = first + row // sizes.group, head * sizes.group + row % sizes.group
         out = memory.attended + (token * sizes.attended + query_head * shape.head) * size
@@ -158,15 +174,17 @@ def score(
     rows: int,
     operands: int,
     scores: int,
+    blocks: int,
 ) -> None:
     """scores[row, position - start] = query . key for the positions of a tile, 32 at a time."""
     steps = steps_of(form, shape.head)
     stride = shape.head * operand_bytes(form)
     for position in range(start, end, PAIR):
         low = keys_at(form, shape, memory, table, position, layer, head)
-        high = low
+        store_address(blocks, low)
+        store_address(blocks + 8, low)
         if position + BLOCK < end:
-            high = keys_at(form, shape, memory, table, position + BLOCK, layer, head)
+            store_address(blocks + 8, keys_at(form, shape, memory, table, position + BLOCK, layer, head))
         for row in range(0, rows, form.rows):
             count = min(form.rows, rows - row)
             out = scores + (row * TILE_POSITIONS + position - start) * FLOAT
@@ -174,7 +192,7 @@ def score(
                 store(out + m * TILE_POSITIONS * FLOAT, splat(0.0))
                 store(out + m * TILE_POSITIONS * FLOAT + VECTOR, splat(0.0))
             inputs = operands + row * stride
-            accumulate(form, count, False, low, high, inputs, stride, steps, out, TILE_POSITIONS * FLOAT)
+            accumulate(form, count, False, blocks, 1, steps, inputs, stride, out, TILE_POSITIONS * FLOAT)
 
 
 @njit
@@ -243,24 +261,32 @@ def mix(
     probabilities: int,
     sums: int,
     width: int,
+    blocks: int,
 ) -> None:
-    """sums[row] += probabilities[row] x values over the positions of a tile, a KV block at a time."""
+    """sums[row] += probabilities[row] x values over the positions of a tile, whole KV blocks at a time."""
     size = operand_bytes(form)
     column = BLOCK * shape.block_size * size  # bytes of sixteen elements of a block's values
     stride = TILE_POSITIONS * size
     position = start
     while position < end:
         offset = position % shape.block_size
-        until = min(position - offset + shape.block_size, end)
-        block = load_index(table + position // shape.block_size * 4)
-        values = entry(form, shape, memory, block, layer, head, 1) + steps_of(form, offset) * STEP_BYTES
-        steps = steps_of(form, until - position)
+        parts, length = 1, min(shape.block_size - offset, end - position)
+        if length == shape.block_size:
+            parts = (end - position) // length
         for element in range(0, shape.head, PAIR):
-            low = values + element // BLOCK * column
-            high = low + column if element + BLOCK < shape.head else low
+            for part in range(parts):
+                block = load_index(table + (position // shape.block_size + part) * 4)
+                values = (
+                    entry(form, shape, memory, block, layer, head, 1) + steps_of(form, offset) * STEP_BYTES
+                )
+                low = values + element // BLOCK * column
+                store_address(blocks + part * 16, low)
+                store_address(blocks + part * 16 + 8, low + column if element + BLOCK < shape.head else low)
             for row in range(0, rows, form.rows):
                 count = min(form.rows, rows - row)
                 inputs = probabilities + row * stride + (position - start) * size
                 out = sums + row * width + element * FLOAT
-                accumulate(form, count, False, low, high, inputs, stride, steps, out, width)
-        position = until
+                accumulate(
+                    form, count, False, blocks, parts, steps_of(form, length), inputs, stride, out, width
+                )
+        position += parts * length

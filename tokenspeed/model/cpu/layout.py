@@ -148,4 +148,5 @@ def attention_rows(shape: Shape) -> int:
 def scratch_bytes(shape: Shape) -> int:
     """One thread's: a projection's tile, or attention's scores, probabilities, sums, maxima and totals."""
     row = TILE_POSITIONS * 2 * FLOAT + padded(shape.head, PAIR) * FLOAT + 2 * FLOAT
-    return padded(max(MOST_ROWS * PAIR * FLOAT, attention_rows(shape) * row), LINE)
+    parts = TILE_POSITIONS // BLOCK  # of a tile's positions, in blocks that lie anywhere
+    return padded(max(MOST_ROWS * PAIR * FLOAT, attention_rows(shape) * row) + 16 * parts, LINE)

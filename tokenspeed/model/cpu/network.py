@@ -18,12 +18,14 @@ from tokenspeed.model.cpu.simd import (
     load_one,
     splat,
     store,
+    store_address,
     store_one,
     total,
 )
 from tokenspeed.model.cpu.team import Team, share
 from tokenspeed.model.cpu.tile import (
     BLOCK,
+    MOST_ROWS,
     PAIR,
     STEP_BYTES,
     Format,
@@ -155,11 +157,12 @@ def project(
     steps = steps_of(form, projection.inputs)
     stride = projection.inputs * operand_bytes(form)
     slices = -(-rows // TASK_ROWS)
+    blocks = scratch + MOST_ROWS * 2 * VECTOR
     for task in share(team, epoch, phase, projection.pairs * slices):
         pair, first = task // slices, task % slices * TASK_ROWS
         skip = pair * projection.advance
-        low = projection.low + skip * steps * STEP_BYTES
-        high = projection.high + skip * steps * STEP_BYTES
+        store_address(blocks, projection.low + skip * steps * STEP_BYTES)
+        store_address(blocks + 8, projection.high + skip * steps * STEP_BYTES)
         low_bias = load(projection.low_bias + skip * VECTOR)
         high_bias = load(projection.high_bias + skip * VECTOR)
         for row in range(first, min(first + TASK_ROWS, rows), form.rows):
@@ -168,7 +171,7 @@ def project(
                 store(at, low_bias)
                 store(at + VECTOR, high_bias)
             inputs, cold = operands + row * stride, row == first
-            accumulate(form, count, cold, low, high, inputs, stride, steps, scratch, 2 * VECTOR)
+            accumulate(form, count, cold, blocks, 1, steps, inputs, stride, scratch, 2 * VECTOR)
             drain(form, sink, scratch, row, count, pair)
 
 

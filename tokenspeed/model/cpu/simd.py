@@ -168,6 +168,17 @@ def load_index(typing: Any, address: Any) -> Any:
 
 
 @intrinsic
+def store_address(typing: Any, place: Any, address: Any) -> Any:
+    """One address to memory."""
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        builder.store(arguments[1], pointer(builder, arguments[0], int64))
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp), emit
+
+
+@intrinsic
 def splat(typing: Any, value: Any) -> Any:
     """`value` in every lane."""
 

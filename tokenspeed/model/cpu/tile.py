@@ -111,18 +111,19 @@ def tile(
     form: Any,
     rows: Any,
     ahead: Any,
-    first: Any,
-    second: Any,
+    blocks: Any,
+    parts: Any,
+    steps: Any,
     operands: Any,
     stride: Any,
-    steps: Any,
     out: Any,
     out_stride: Any,
 ) -> Any:
-    """out[m, 0:16] += block `first` . operands[m] and out[m, 16:32] += block `second` . operands[m].
+    """out[m, 0:16] += first block . operands[m] and out[m, 16:32] += second block . operands[m].
 
-    `rows` and `ahead` (steps to fetch weights ahead, 0 for none) are literals; the others are addresses,
-    strides in bytes, and the number of steps.
+    `blocks` holds, for each of `parts` consecutive parts of the reduction, the addresses of its first and
+    second block, of `steps` steps each. `rows` and `ahead` (steps to fetch weights ahead, 0 for none) are
+    literals; strides are in bytes.
     """
     if not isinstance(rows, types.IntegerLiteral) or not isinstance(ahead, types.IntegerLiteral):
         return None
@@ -130,8 +131,8 @@ def tile(
     advance = STEPS[form.instance_class]
 
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        _, _, _, first, second, operands, stride, steps, out, out_stride = arguments
-        lines = [pointer(builder, block, int_lanes) for block in (first, second)]
+        _, _, _, blocks, parts, steps, operands, stride, out, out_stride = arguments
+        table = pointer(builder, blocks, simd.int64)
         inputs = [pointer(builder, offset(builder, operands, stride, m), simd.int32) for m in range(count)]
         outputs = [offset(builder, out, out_stride, m) for m in range(count)]
         cells = [
@@ -139,15 +140,13 @@ def tile(
             for row in outputs
         ]
         sums = [[cgutils.alloca_once_value(builder, builder.load(c, align=4)) for c in row] for row in cells]
-        with cgutils.for_range(builder, steps) as loop:
-            weights = [builder.load(builder.gep(line, [loop.index]), align=STEP_BYTES) for line in lines]
-            for line in lines if distance else ():
-                simd.fetch_line(builder, builder.gep(line, [builder.add(loop.index, constant(distance))]))
-            for m in range(count):
-                operand = builder.load(builder.gep(inputs[m], [loop.index]), align=4)
-                before = [builder.load(slot) for slot in sums[m]]
-                for slot, after in zip(sums[m], advance(builder, weights, operand, before), strict=True):
-                    builder.store(after, slot)
+        with cgutils.for_range(builder, parts) as part:
+            pair = [builder.add(builder.mul(part.index, constant(2)), constant(b)) for b in range(2)]
+            lines = [pointer(builder, builder.load(builder.gep(table, [b])), int_lanes) for b in pair]
+            before = builder.mul(part.index, steps)
+            starts = [builder.gep(row, [before]) for row in inputs]
+            with cgutils.for_range(builder, steps) as loop:
+                multiply_step(builder, advance, lines, starts, sums, loop.index, distance)
         for slots, targets in zip(sums, cells, strict=True):
             for slot, target in zip(slots, targets, strict=True):
                 builder.store(builder.load(slot), target, align=4)
@@ -155,6 +154,26 @@ def tile(
 
     integers = [types.intp] * 7
     return types.void(form, rows, ahead, *integers), emit
+
+
+def multiply_step(
+    builder: Any,
+    advance: Any,
+    lines: list[Any],
+    inputs: list[Any],
+    sums: list[list[Any]],
+    step: Any,
+    distance: int,
+) -> None:
+    """One step of both blocks with all rows."""
+    weights = [builder.load(builder.gep(line, [step]), align=STEP_BYTES) for line in lines]
+    for line in lines if distance else ():
+        simd.fetch_line(builder, builder.gep(line, [builder.add(step, constant(distance))]))
+    for row, slots in zip(inputs, sums, strict=True):
+        operand = builder.load(builder.gep(row, [step]), align=4)
+        after = advance(builder, weights, operand, [builder.load(slot) for slot in slots])
+        for slot, sum_ in zip(slots, after, strict=True):
+            builder.store(sum_, slot)
 
 
 def offset(builder: Any, base: Any, stride: Any, count: int) -> Any:
@@ -166,11 +185,11 @@ def accumulate(
     form: Format,
     rows: int,
     cold: bool,
-    first: int,
-    second: int,
+    blocks: int,
+    parts: int,
+    steps: int,
     operands: int,
     stride: int,
-    steps: int,
     out: int,
     out_stride: int,
 ) -> None:
@@ -182,23 +201,23 @@ def accumulate(
     """
     called()
     if rows == 8 and cold:
-        tile(form, 8, AHEAD, first, second, operands, stride, steps, out, out_stride)
+        tile(form, 8, AHEAD, blocks, parts, steps, operands, stride, out, out_stride)
     elif rows == 8:
-        tile(form, 8, 0, first, second, operands, stride, steps, out, out_stride)
+        tile(form, 8, 0, blocks, parts, steps, operands, stride, out, out_stride)
     elif rows == 1:
-        tile(form, 1, 0, first, second, operands, stride, steps, out, out_stride)
+        tile(form, 1, 0, blocks, parts, steps, operands, stride, out, out_stride)
     elif rows == 2:
-        tile(form, 2, 0, first, second, operands, stride, steps, out, out_stride)
+        tile(form, 2, 0, blocks, parts, steps, operands, stride, out, out_stride)
     elif rows == 3:
-        tile(form, 3, 0, first, second, operands, stride, steps, out, out_stride)
+        tile(form, 3, 0, blocks, parts, steps, operands, stride, out, out_stride)
     elif rows == 4:
-        tile(form, 4, 0, first, second, operands, stride, steps, out, out_stride)
+        tile(form, 4, 0, blocks, parts, steps, operands, stride, out, out_stride)
     elif rows == 5:
-        tile(form, 5, AHEAD, first, second, operands, stride, steps, out, out_stride)
+        tile(form, 5, AHEAD, blocks, parts, steps, operands, stride, out, out_stride)
     elif rows == 6:
-        tile(form, 6, AHEAD, first, second, operands, stride, steps, out, out_stride)
+        tile(form, 6, AHEAD, blocks, parts, steps, operands, stride, out, out_stride)
     elif rows == 7:
-        tile(form, 7, AHEAD, first, second, operands, stride, steps, out, out_stride)
+        tile(form, 7, AHEAD, blocks, parts, steps, operands, stride, out, out_stride)
 
 
 @intrinsic
