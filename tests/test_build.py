@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from pathlib import Path
 
@@ -40,14 +41,24 @@ def built(*overrides: str) -> Server:
     return build(config.load(None, overrides), stage=lambda name: lambda done, total: None, say=said.append)
 
 
-async def greedy(server: Server, prompt: list[int], count: int) -> list[int]:
+async def tokens_of(server: Server, name: str, prompt: list[int], n: int = 1, count: int = 48) -> list[int]:
+    """The greedy tokens of a request, the same for each of its choices."""
+    request = Request(name, tuple(prompt), count, Sampling(temperature=0.0), n=n)
+    choices: dict[int, list[int]] = {choice: [] for choice in range(n)}
+    async for events in server.engine.submit(request):
+        for event in events:
+            if isinstance(event, TokenDelta):
+                choices[event.choice] += event.tokens
+    assert all(tokens == choices[0] for tokens in choices.values())
+    return choices[0]
+
+
+async def alone(server: Server, prompt: list[int], count: int) -> list[int]:
     server.engine.start()
     try:
-        stream = server.engine.submit(Request("r", tuple(prompt), count, Sampling(temperature=0.0)))
-        events = [event async for batch in stream for event in batch]
+        return await tokens_of(server, "alone", prompt, count=count)
     finally:
         await server.engine.stop()
-    return [token for event in events if isinstance(event, TokenDelta) for token in event.tokens]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -63,13 +74,13 @@ async def test_a_checkpoint_saved_by_transformers_serves_with_its_greedy_tokens(
     prompt = torch.randint(16, 12_288, (1, 60))
     generated = model.generate(prompt, max_new_tokens=64, do_sample=False)[0, 60:].tolist()
     server = built(f"model.path={tmp_path}", "cache.memory_mib=8", "scheduler.step_tokens=32")
-    assert await greedy(server, prompt[0].tolist(), 64) == generated
+    assert await alone(server, prompt[0].tolist(), 64) == generated
 
 
 async def test_the_tokens_do_not_depend_on_how_many_threads_compute_them() -> None:
     prompt = list(range(40, 90))
     one, two = [
-        await greedy(built("cache.memory_mib=64", f"device.threads={threads}"), prompt, 24)
+        await alone(built("cache.memory_mib=64", f"device.threads={threads}"), prompt, 24)
         for threads in (1, 2)
     ]
     assert one == two
@@ -85,3 +96,24 @@ async def test_the_pool_bounds_the_context_that_is_served() -> None:
     assert 0 < server.generator.max_context < 8192
     assert server.generator.max_context == server.engine.max_context
     await server.engine.stop()
+
+
+async def test_greedy_tokens_of_the_real_model_survive_batching_chunks_preemption_hits_and_choices() -> None:
+    prompts = [[100 + 7 * i + j % 50 for j in range(40 + 9 * i)] for i in range(8)]
+    roomy = built("cache.memory_mib=64")
+    roomy.engine.start()
+    expected = [await tokens_of(roomy, f"r{i}", prompt) for i, prompt in enumerate(prompts)]
+    await roomy.engine.stop()
+
+    crowded = built("cache.memory_mib=4", "scheduler.step_tokens=24", "scheduler.run_ahead=1")
+    crowded.engine.start()
+    names = [f"{kind}{i}" for kind in ("first", "again") for i in range(8)]
+    got = await asyncio.gather(
+        *(tokens_of(crowded, name, prompts[i % 8], n=1 + 3 * (i % 3 == 0)) for i, name in enumerate(names))
+    )
+    scheduler = crowded.engine.scheduler
+    scheduler.check()
+    assert got == [*expected, *expected]
+    assert scheduler.preemptions > 0
+    assert scheduler.cached_tokens > 0
+    await crowded.engine.stop()
