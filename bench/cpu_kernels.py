@@ -29,6 +29,7 @@ from tokenspeed.model.weights import LayerWeights, Weights
 BLOCK_SIZE = 32
 CONTEXT = 128  # tokens that each decoding stream has behind it
 DECODE_STEPS = 24  # of one measurement
+DECODE_BLOCKS = 8  # of one stream
 
 
 def spec_of(name: str) -> ModelSpec:
@@ -143,7 +144,7 @@ def workloads(decoder: CpuDecoder, streams: list[int], prompts: list[int]) -> li
     width = 4096 // BLOCK_SIZE
 
     def decode(count: int) -> Callable[[], None]:
-        batches = [batch_of([CONTEXT + i] * count, [1] * count, 8) for i in range(DECODE_STEPS)]
+        batches = [batch_of([CONTEXT + i] * count, [1] * count, DECODE_BLOCKS) for i in range(DECODE_STEPS)]
 
         def run() -> None:
             for batch in batches:
@@ -196,7 +197,7 @@ def main() -> None:
         instructions=options.instructions,
     )
     packed = time.perf_counter()
-    decoder.allocate(max(options.streams or [1]) * 8 + 4096 // BLOCK_SIZE)
+    decoder.allocate(max(options.streams or [1]) * DECODE_BLOCKS + 4096 // BLOCK_SIZE)
     decoder.warm_up()
     print(f"packed in {packed - began:.2f} s, ready {time.perf_counter() - packed:.2f} s later", end=", ")
     del weights
