@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tokenspeed.model.cpu.tile import BLOCK, MOST_ROWS, PAIR
+from tokenspeed.model.cpu.tile import BLOCK, MOST_PAIRS, MOST_ROWS, PAIR
 from tokenspeed.model.spec import ModelSpec
 
 SLAB_TOKENS = 512  # tokens of one pass; a larger batch takes several (weights are read again: 2% of its time)
@@ -148,5 +148,5 @@ def attention_rows(shape: Shape) -> int:
 def scratch_bytes(shape: Shape) -> int:
     """One thread's: a projection's tile, or attention's scores, probabilities, sums, maxima and totals."""
     row = TILE_POSITIONS * 2 * FLOAT + padded(shape.head, PAIR) * FLOAT + 2 * FLOAT
-    parts = TILE_POSITIONS // BLOCK  # of a tile's positions, in blocks that lie anywhere
-    return padded(max(MOST_ROWS * PAIR * FLOAT, attention_rows(shape) * row) + 16 * parts, LINE)
+    pairs = max(TILE_POSITIONS // BLOCK, MOST_PAIRS)  # whose addresses a call is given
+    return padded(max(MOST_ROWS * PAIR * FLOAT, attention_rows(shape) * row) + 16 * pairs, LINE)

@@ -30,8 +30,10 @@ from tokenspeed.model.cpu.tile import (
     STEP_BYTES,
     Format,
     accumulate,
+    accumulate_wide,
     load_operand,
     operand_bytes,
+    pairs_together,
     place,
     steps_of,
     store_operands,
@@ -106,24 +108,24 @@ class Activate(NamedTuple):
 Sink = Assign | Add | Activate
 
 
-def assign(form: Format, sink: Any, sums: int, row: int, count: int, pair: int) -> None:
+def assign(form: Format, sink: Any, sums: int, stride: int, row: int, count: int, pair: int) -> None:
     for m in range(count):
         out = sink.target + (row + m) * sink.stride + pair * 2 * VECTOR
-        store(out, load(sums + m * 2 * VECTOR))
-        store(out + VECTOR, load(sums + m * 2 * VECTOR + VECTOR))
+        store(out, load(sums + m * stride))
+        store(out + VECTOR, load(sums + m * stride + VECTOR))
 
 
-def add(form: Format, sink: Any, sums: int, row: int, count: int, pair: int) -> None:
+def add(form: Format, sink: Any, sums: int, stride: int, row: int, count: int, pair: int) -> None:
     for m in range(count):
         out = sink.target + (row + m) * sink.stride + pair * 2 * VECTOR
-        store(out, load(out) + load(sums + m * 2 * VECTOR))
-        store(out + VECTOR, load(out + VECTOR) + load(sums + m * 2 * VECTOR + VECTOR))
+        store(out, load(out) + load(sums + m * stride))
+        store(out + VECTOR, load(out + VECTOR) + load(sums + m * stride + VECTOR))
 
 
-def activate(form: Format, sink: Any, sums: int, row: int, count: int, pair: int) -> None:
+def activate(form: Format, sink: Any, sums: int, stride: int, row: int, count: int, pair: int) -> None:
     for m in range(count):
-        gate = load(sums + m * 2 * VECTOR)
-        up = load(sums + m * 2 * VECTOR + VECTOR)
+        gate = load(sums + m * stride)
+        up = load(sums + m * stride + VECTOR)
         out = sink.target + (row + m) * sink.stride + pair * BLOCK * operand_bytes(form)
         store_operands(form, out, gate / (splat(1.0) + exp(splat(0.0) - gate)) * up)
 
@@ -131,13 +133,48 @@ def activate(form: Format, sink: Any, sums: int, row: int, count: int, pair: int
 SINKS = {Assign: assign, Add: add, Activate: activate}
 
 
-def drain(form: Format, sink: Any, sums: int, row: int, count: int, pair: int) -> None:
-    """Hand one tile [count <= 8 rows, pair of blocks] of sums to the sink, whose kind the compiler knows."""
+def drain(form: Format, sink: Any, sums: int, stride: int, row: int, count: int, pair: int) -> None:
+    """Hand sums [count <= 8 rows, pair of blocks] to the sink, whose kind the compiler knows.
+
+    Rows of sums are `stride` bytes apart.
+    """
 
 
 @overload(drain)  # type: ignore[untyped-decorator]
-def choose_sink(form: Format, sink: Any, sums: int, row: int, count: int, pair: int) -> Any:
+def choose_sink(form: Format, sink: Any, sums: int, stride: int, row: int, count: int, pair: int) -> Any:
     return SINKS[sink.instance_class]
+
+
+@njit
+def project_few(
+    form: Format,
+    projection: Projection,
+    rows: int,
+    operands: int,
+    scratch: int,
+    sink: Sink,
+    pair: int,
+    pairs: int,
+) -> None:
+    """Multiply at most four rows with `pairs` pairs of blocks, which are read side by side."""
+    steps = steps_of(form, projection.inputs)
+    stride, width = projection.inputs * operand_bytes(form), pairs * 2 * VECTOR
+    blocks = scratch + MOST_ROWS * 2 * VECTOR
+    for p in range(pairs):
+        skip = (pair + p) * projection.advance
+        store_address(blocks + p * 16, projection.low + skip * steps * STEP_BYTES)
+        store_address(blocks + p * 16 + 8, projection.high + skip * steps * STEP_BYTES)
+        low_bias = load(projection.low_bias + skip * VECTOR)
+        high_bias = load(projection.high_bias + skip * VECTOR)
+        for at in range(scratch + p * 2 * VECTOR, scratch + p * 2 * VECTOR + rows * width, width):
+            store(at, low_bias)
+            store(at + VECTOR, high_bias)
+    if pairs > 1:
+        accumulate_wide(form, rows, blocks, steps, operands, stride, scratch, width)
+    else:
+        accumulate(form, rows, True, blocks, 1, steps, operands, stride, scratch, width)
+    for p in range(pairs):
+        drain(form, sink, scratch + p * 2 * VECTOR, width, 0, rows, pair + p)
 
 
 @njit
@@ -152,8 +189,21 @@ def project(
     scratch: int,
     sink: Sink,
 ) -> None:
-    """Multiply rows of operands with a matrix, a pair of its blocks and a slice of the rows at a time."""
+    """Multiply rows of operands with a matrix, a pair of its blocks and a slice of the rows at a time.
+
+    Few rows take several pairs together, as long as that leaves every thread as much to do; the pairs that
+    are left over are tasks of their own.
+    """
     called()
+    together = pairs_together(form, rows)
+    if together > 1:
+        wide = projection.pairs // (together * team.threads) * team.threads
+        for task in share(team, epoch, phase, wide + projection.pairs - wide * together):
+            if task < wide:
+                project_few(form, projection, rows, operands, scratch, sink, task * together, together)
+            else:
+                project_few(form, projection, rows, operands, scratch, sink, task + wide * (together - 1), 1)
+        return
     steps = steps_of(form, projection.inputs)
     stride = projection.inputs * operand_bytes(form)
     slices = -(-rows // TASK_ROWS)
@@ -172,7 +222,7 @@ def project(
                 store(at + VECTOR, high_bias)
             inputs, cold = operands + row * stride, row == first
             accumulate(form, count, cold, blocks, 1, steps, inputs, stride, scratch, 2 * VECTOR)
-            drain(form, sink, scratch, row, count, pair)
+            drain(form, sink, scratch, 2 * VECTOR, row, count, pair)
 
 
 @njit

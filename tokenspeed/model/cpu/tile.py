@@ -1,4 +1,4 @@
-"""The one matrix kernel: up to eight rows of operands times thirty-two packed outputs.
+"""The one matrix kernel: up to eight rows of operands times 32 packed outputs, or fewer rows times more.
 
 A matrix [N, K] is packed in blocks of sixteen outputs. A block is a run of 64-byte steps; step s holds, for
 each of the sixteen outputs, the 32 bits of its next reduction elements: two bfloat16 or one float32. Keys
@@ -22,6 +22,7 @@ BLOCK = 16  # outputs of a block
 PAIR = 2 * BLOCK  # outputs of one call
 AHEAD = 64  # steps (4 KiB of each block) that weights are fetched before their use
 MOST_ROWS = 8  # 8 rows x 2 blocks: sixteen accumulators, enough to hide the latency of a dot product
+MOST_PAIRS = 4  # that few rows take together
 
 
 class Bf16Dot(NamedTuple):
@@ -110,6 +111,7 @@ def tile(
     typing: Any,
     form: Any,
     rows: Any,
+    pairs: Any,
     ahead: Any,
     blocks: Any,
     parts: Any,
@@ -119,30 +121,32 @@ def tile(
     out: Any,
     out_stride: Any,
 ) -> Any:
-    """out[m, 0:16] += first block . operands[m] and out[m, 16:32] += second block . operands[m].
+    """out[m, 16 b : 16 b + 16] += block b . operands[m], for the 2 `pairs` blocks side by side.
 
-    `blocks` holds, for each of `parts` consecutive parts of the reduction, the addresses of its first and
-    second block, of `steps` steps each. `rows` and `ahead` (steps to fetch weights ahead, 0 for none) are
-    literals; strides are in bytes.
+    `blocks` holds, for each of `parts` consecutive parts of the reduction, the addresses of its blocks, of
+    `steps` steps each. `rows`, `pairs` and `ahead` (steps to fetch weights ahead, 0 for none) are literals;
+    strides are in bytes.
     """
-    if not isinstance(rows, types.IntegerLiteral) or not isinstance(ahead, types.IntegerLiteral):
+    if not all(isinstance(literal, types.IntegerLiteral) for literal in (rows, pairs, ahead)):
         return None
-    count, distance = rows.literal_value, ahead.literal_value
+    count, width, distance = rows.literal_value, 2 * pairs.literal_value, ahead.literal_value
     advance = STEPS[form.instance_class]
 
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        _, _, _, blocks, parts, steps, operands, stride, out, out_stride = arguments
+        _, _, _, _, blocks, parts, steps, operands, stride, out, out_stride = arguments
         table = pointer(builder, blocks, simd.int64)
         inputs = [pointer(builder, offset(builder, operands, stride, m), simd.int32) for m in range(count)]
         outputs = [offset(builder, out, out_stride, m) for m in range(count)]
         cells = [
-            [pointer(builder, builder.add(row, constant(STEP_BYTES * b)), float_lanes) for b in range(2)]
+            [pointer(builder, builder.add(row, constant(STEP_BYTES * b)), float_lanes) for b in range(width)]
             for row in outputs
         ]
         sums = [[cgutils.alloca_once_value(builder, builder.load(c, align=4)) for c in row] for row in cells]
         with cgutils.for_range(builder, parts) as part:
-            pair = [builder.add(builder.mul(part.index, constant(2)), constant(b)) for b in range(2)]
-            lines = [pointer(builder, builder.load(builder.gep(table, [b])), int_lanes) for b in pair]
+            entries = [
+                builder.add(builder.mul(part.index, constant(width)), constant(b)) for b in range(width)
+            ]
+            lines = [pointer(builder, builder.load(builder.gep(table, [b])), int_lanes) for b in entries]
             before = builder.mul(part.index, steps)
             starts = [builder.gep(row, [before]) for row in inputs]
             with cgutils.for_range(builder, steps) as loop:
@@ -153,7 +157,7 @@ def tile(
         return context.get_dummy_value()
 
     integers = [types.intp] * 7
-    return types.void(form, rows, ahead, *integers), emit
+    return types.void(form, rows, pairs, ahead, *integers), emit
 
 
 def multiply_step(
@@ -165,7 +169,7 @@ def multiply_step(
     step: Any,
     distance: int,
 ) -> None:
-    """One step of both blocks with all rows."""
+    """One step of all blocks with all rows."""
     weights = [builder.load(builder.gep(line, [step]), align=STEP_BYTES) for line in lines]
     for line in lines if distance else ():
         simd.fetch_line(builder, builder.gep(line, [builder.add(step, constant(distance))]))
@@ -201,23 +205,53 @@ def accumulate(
     """
     called()
     if rows == 8 and cold:
-        tile(form, 8, AHEAD, blocks, parts, steps, operands, stride, out, out_stride)
+        tile(form, 8, 1, AHEAD, blocks, parts, steps, operands, stride, out, out_stride)
     elif rows == 8:
-        tile(form, 8, 0, blocks, parts, steps, operands, stride, out, out_stride)
+        tile(form, 8, 1, 0, blocks, parts, steps, operands, stride, out, out_stride)
     elif rows == 1:
-        tile(form, 1, 0, blocks, parts, steps, operands, stride, out, out_stride)
+        tile(form, 1, 1, 0, blocks, parts, steps, operands, stride, out, out_stride)
     elif rows == 2:
-        tile(form, 2, 0, blocks, parts, steps, operands, stride, out, out_stride)
+        tile(form, 2, 1, 0, blocks, parts, steps, operands, stride, out, out_stride)
     elif rows == 3:
-        tile(form, 3, 0, blocks, parts, steps, operands, stride, out, out_stride)
+        tile(form, 3, 1, 0, blocks, parts, steps, operands, stride, out, out_stride)
     elif rows == 4:
-        tile(form, 4, 0, blocks, parts, steps, operands, stride, out, out_stride)
+        tile(form, 4, 1, 0, blocks, parts, steps, operands, stride, out, out_stride)
     elif rows == 5:
-        tile(form, 5, AHEAD, blocks, parts, steps, operands, stride, out, out_stride)
+        tile(form, 5, 1, AHEAD, blocks, parts, steps, operands, stride, out, out_stride)
     elif rows == 6:
-        tile(form, 6, AHEAD, blocks, parts, steps, operands, stride, out, out_stride)
+        tile(form, 6, 1, AHEAD, blocks, parts, steps, operands, stride, out, out_stride)
     elif rows == 7:
-        tile(form, 7, AHEAD, blocks, parts, steps, operands, stride, out, out_stride)
+        tile(form, 7, 1, AHEAD, blocks, parts, steps, operands, stride, out, out_stride)
+
+
+@njit
+def pairs_together(form: Format, rows: int) -> int:
+    """Pairs of blocks that so many rows are multiplied with in one call, if there are no more rows.
+
+    With few rows the memory is the limit, and one core draws a quarter to a half more from it when it reads
+    eight streams ahead rather than two. Where registers are few, their sums would not fit.
+    """
+    if form.rows < MOST_ROWS:
+        return 1
+    if rows <= 2:
+        return MOST_PAIRS
+    return 2 if rows <= 4 else 1
+
+
+@njit
+def accumulate_wide(
+    form: Format, rows: int, blocks: int, steps: int, operands: int, stride: int, out: int, out_stride: int
+) -> None:
+    """`tile` for 1 to 4 rows with `pairs_together` pairs of blocks of weights in memory."""
+    called()
+    if rows == 1:
+        tile(form, 1, 4, AHEAD, blocks, 1, steps, operands, stride, out, out_stride)
+    elif rows == 2:
+        tile(form, 2, 4, AHEAD, blocks, 1, steps, operands, stride, out, out_stride)
+    elif rows == 3:
+        tile(form, 3, 2, AHEAD, blocks, 1, steps, operands, stride, out, out_stride)
+    elif rows == 4:
+        tile(form, 4, 2, AHEAD, blocks, 1, steps, operands, stride, out, out_stride)
 
 
 @intrinsic
