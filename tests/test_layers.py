@@ -29,7 +29,8 @@ RANKS = {  # the longest matching prefix counts
     "tokenspeed.build": 7,
     "tokenspeed.serving": 8,
     "tokenspeed.console": 8,
-    "tokenspeed.__main__": 9,
+    "tokenspeed.cli": 9,
+    "tokenspeed.__main__": 10,
 }
 # What a package may import from outside the project, or (with "not") what it must not.
 ALLOWED = {"tokenspeed.core": {"numpy"}, "tokenspeed.errors": set(), "tokenspeed.options": set()}

@@ -173,6 +173,16 @@ def test_ctrl_c_twice_stops_at_once_and_tells_the_stream_why() -> None:
         assert started.process.wait(timeout=30) == 0
 
 
+def test_ctrl_c_while_it_loads_ends_quietly() -> None:
+    command = [*COMMAND, "serve", "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        process.stderr.readline()  # the first stage has begun
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == -signal.SIGINT
+        assert "Traceback" not in process.stderr.read()
+
+
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=120, check=False)
 
