@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import json
+import math
 import re
 import shlex
 import signal
@@ -105,6 +106,28 @@ def test_the_official_client_fills_a_gap_with_python(server: Running) -> None:
     )
     ast.parse(prefix + answer.choices[0].text + suffix)
     assert answer.choices[0].finish_reason == "stop"
+
+
+def test_the_log_probabilities_of_the_real_model_rank_and_agree_with_a_rescoring(server: Running) -> None:
+    prompt = "def add(a, b):\n    return"
+    answer = server.client.completions.create(
+        model="local", prompt=prompt, temperature=0, max_tokens=6, logprobs=3
+    )
+    given = answer.choices[0].logprobs
+    assert given is not None
+    assert given.token_logprobs
+    assert given.top_logprobs
+    for logprob, top in zip(given.token_logprobs, given.top_logprobs, strict=True):
+        assert logprob == max(top.values())  # greedy takes the best
+        assert len(top) == 3
+        assert sum(math.exp(value) for value in top.values()) <= 1.0 + 1e-6
+    again = server.client.completions.create(
+        model="local", prompt=prompt + answer.choices[0].text, echo=True, logprobs=0, max_tokens=0
+    )
+    scored = again.choices[0].logprobs
+    assert scored is not None
+    assert scored.token_logprobs
+    assert scored.token_logprobs[-len(given.token_logprobs) :] == given.token_logprobs
 
 
 def test_a_plain_loop_over_data_lines_counts_one_for_each_token(server: Running) -> None:

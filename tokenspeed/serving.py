@@ -72,7 +72,8 @@ async def serve(
     signalled = asyncio.create_task(signals.get())
     while not (http.started or serving.done()):
         await asyncio.wait([serving], timeout=0.01)
-    announce()
+    if http.started:
+        announce()
     await asyncio.wait([signalled, failed, serving], return_when=asyncio.FIRST_COMPLETED)
     status = 0 if signalled.done() else 1
     if status == 0:
