@@ -22,6 +22,7 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from tokenspeed.api.app import create_app
 from tokenspeed.api.models import ServedModel
 from tokenspeed.api.options import ServerOptions
+from tokenspeed.core.costs import Costs
 from tokenspeed.core.plan import Capacity, StepPlan, StepResult
 from tokenspeed.core.policy import SchedulerOptions
 from tokenspeed.core.request import Event, Sampling
@@ -31,7 +32,7 @@ from tokenspeed.engine.engine import Engine
 from tokenspeed.engine.metrics import EngineMetrics
 from tokenspeed.generation.generator import Generator
 from tokenspeed.generation.request import Limits
-from tokenspeed.sim.backend import SimBackend, StepCosts, continuation
+from tokenspeed.sim.backend import SimBackend, continuation
 from tokenspeed.text.template import ChatTemplate
 from tokenspeed.text.tokenizer import Tokenizer
 
@@ -264,7 +265,7 @@ async def serve(
     sim = SimBackend(
         Capacity(blocks=256, block_size=16, max_context=CONTEXT),
         vocabulary=tokenizer.vocab_size,
-        costs=StepCosts(0.0, 0.0, 0.0, 0.0),
+        costs=Costs(0.0, 0.0, 0.0, 0.0, 0.0),
         fails=lambda plan: bool(failing),
     )
     noticed = asyncio.Event()

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tokenspeed.core.costs import Costs
 from tokenspeed.core.plan import Capacity, StepPlan
 from tokenspeed.core.policy import SchedulerOptions
 from tokenspeed.core.request import Event, Finished, FinishReason, Request, Sampling, TokenDelta
@@ -16,7 +17,7 @@ from tokenspeed.core.scheduler import Scheduler
 from tokenspeed.engine.engine import Engine
 from tokenspeed.engine.metrics import EngineMetrics
 from tokenspeed.errors import ContextLengthError, EngineStoppedError, OverloadedError, RequestError
-from tokenspeed.sim.backend import SimBackend, StepCosts, continuation
+from tokenspeed.sim.backend import EVEN, SimBackend, continuation
 from tokenspeed.sim.clock import run
 
 VOCABULARY = 50
@@ -33,7 +34,7 @@ class Server:
         block_size: int = 4,
         prefix_cache: bool = True,
         fails: set[int] | None = None,
-        costs: StepCosts | None = None,
+        costs: Costs = EVEN,
         **options: object,
     ) -> None:
         capacity = Capacity(blocks, block_size, max_context=4096)

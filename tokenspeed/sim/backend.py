@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenspeed.core.plan import Capacity, Draw, Row, RowResult, StepPlan, StepResult
+from tokenspeed.core.costs import Costs, Work
+from tokenspeed.core.plan import NOTHING, Capacity, Draw, Row, RowResult, StepPlan, StepResult
 from tokenspeed.core.request import Sampling, TokenLogprob
 from tokenspeed.errors import EngineError
 
@@ -60,37 +60,33 @@ def continuation(
     return tokens[len(prompt) :]
 
 
-@dataclass(frozen=True, slots=True)
-class StepCosts:
-    """Seconds of a step: what it costs at all, for each row, for each token, for each token attended."""
-
-    base: float = 0.005
-    row: float = 0.00001
-    token: float = 0.0005
-    attended: float = 0.0
-
-    def seconds(self, plan: StepPlan) -> float:
-        attended = sum(len(row.tokens) * (row.start + len(row.tokens)) for row in plan.rows)
-        tokens = sum(len(row.tokens) for row in plan.rows)
-        return self.base + self.row * len(plan.rows) + self.token * tokens + self.attended * attended
+# A step of 5 ms, and half a millisecond for each token, decoded or prefilled.
+EVEN = Costs(base=0.005, row=0.0005, token=0.0005, attended=0.0, read=0.0)
 
 
 class SimBackend:
-    """A `Backend` on the clock of the running loop; the steps that `fails` picks fail as a whole."""
+    """A `Backend` on the clock of the running loop; the steps that `fails` picks fail as a whole.
+
+    A step takes what `costs` say. Without `memory` only time is simulated: nothing is hashed or checked,
+    tokens are an arithmetic of sequence and position, and `plans` stays empty, so that contexts of tens of
+    thousands of tokens and hours of traffic fit.
+    """
 
     def __init__(
         self,
         capacity: Capacity,
         *,
         vocabulary: int = 1000,
-        costs: StepCosts | None = None,
+        costs: Costs = EVEN,
+        memory: bool = True,
         fails: Callable[[StepPlan], bool] = lambda plan: False,
     ) -> None:
         self._capacity = capacity
         self._vocabulary = vocabulary
-        self._costs = costs or StepCosts()
+        self._costs = costs
+        self._memory = memory
         self._fails = fails
-        self._pool = np.zeros(capacity.blocks * capacity.block_size, np.uint64)
+        self._pool = np.zeros(capacity.blocks * capacity.block_size if memory else 0, np.uint64)
         self._free_at = 0.0
         self._last: list[int] = []
         self.plans: list[StepPlan] = []
@@ -101,8 +97,9 @@ class SimBackend:
 
     def submit(self, plan: StepPlan) -> asyncio.Future[StepResult]:
         loop = asyncio.get_running_loop()
-        self.plans.append(plan)
-        seconds = self._costs.seconds(plan)
+        if self._memory:
+            self.plans.append(plan)
+        seconds = self._costs.seconds(Work.of(plan.rows))
         self._free_at = max(self._free_at, loop.time()) + seconds
         future: asyncio.Future[StepResult] = loop.create_future()
         loop.call_at(self._free_at, self._finish, plan, seconds, future)
@@ -118,11 +115,26 @@ class SimBackend:
             self._last = [0] * len(plan.rows)
             future.set_exception(EngineError("the simulated device failed"))
             return
+        if not self._memory:
+            future.set_result(StepResult(tuple(map(self._token, plan.rows)), seconds))
+            return
         self._check_writes(plan)
         inputs = [self._write(row) for row in plan.rows]  # all rows write before any attends, as on a device
         results = tuple(self._row(row, tokens) for row, tokens in zip(plan.rows, inputs, strict=True))
         self._last = [result.tokens[0] if result.tokens else 0 for result in results]
         future.set_result(StepResult(results, seconds))
+
+    def _token(self, row: Row) -> RowResult:
+        """What a row gives where only time is simulated."""
+        draw = row.draw
+        scored = tuple(TokenLogprob(target, -1.0) for target in row.targets)
+        if draw is None:
+            return RowResult(scored=scored) if scored else NOTHING
+        token = (row.sequence * 7919 + draw.position) % self._vocabulary
+        while token in draw.banned:
+            token = (token + 1) % self._vocabulary
+        logprobs = None if draw.sampling.logprobs is None else (TokenLogprob(token, -1.0),)
+        return RowResult((token,), logprobs, scored)
 
     def _check_writes(self, plan: StepPlan) -> None:
         """Rows run in any order, or at once: no two may write the same block."""
