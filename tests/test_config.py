@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenspeed.config import FIELDS, TABLES, Config, check, load
+from tokenspeed.api.options import KeyOptions
+from tokenspeed.config import FIELDS, NAMED, TABLES, Config, check, load
 from tokenspeed.errors import ConfigError
 
 unhurried = settings(deadline=None)  # a busy machine may take its time
@@ -229,6 +230,118 @@ def test_no_value_whatever_ends_in_anything_but_options_or_problems(
         assert told(override).isprintable()  # so it is one line
 
 
+# -- tables with names, and their secrets -------------------------------------------------------------
+
+
+def test_every_key_has_a_table_with_its_name(write: Write) -> None:
+    path = write("[keys.alice]\nsecret = 'sk-alice-1'\npriority = -2\n[keys.bob-2]\nsecret = 'sk-bob-22'\n")
+    config = load(path, ["keys.bob-2.share=3", "keys.carol.secret=12345678"])
+    assert config.keys == {
+        "alice": KeyOptions("sk-alice-1", priority=-2),
+        "bob-2": KeyOptions("sk-bob-22", share=3.0),
+        "carol": KeyOptions("12345678"),
+    }
+    assert "sk-" not in repr(config)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("keys = 'hunter222'", "keys must hold tables with names, such as [keys.alice]"),
+        (
+            "[keys]\nsecret = 'hunter222'",
+            "[keys] secret belongs in a table with a name, such as [keys.alice]",
+        ),
+        ("[keys]\nalice = 'hunter222'", "keys.alice must be a table, [keys.alice]"),
+        (
+            "[keys.'a b']\nsecret = 'hunter222'",
+            "[keys.'a b'] must be named with 1 to 64 letters, digits, '-' and '_'",
+        ),
+        ("secret = 'hunter222'", "'secret' stands outside of a table; it belongs to [keys.NAME]"),
+        ("[server]\nsecret = 'hunter222'", "[server] has no key 'secret'; it belongs to [keys.NAME]"),
+        ("[keys.a]\nsecert = 'hunter222'", "[keys.a] has no key 'secert'; did you mean 'secret'?"),
+        ("[keys.a]\nsecret = 1231231234", "[keys.a] secret is an integer; it must be a string"),
+        (
+            "[keys.a]\nsecret = 'hunter\u200b222'",
+            "[keys.a] secret has a character that cannot be printed; write it on one line",
+        ),
+        ("[keys.a]\nshare = 2", "[keys.a] secret must be set: it is what clients send"),
+        (
+            "[keys.a]\nsecret = 'hunter2'",
+            "[keys.a] secret must have 8 characters at least, of printable ASCII without spaces",
+        ),
+        (
+            "[keys.a]\nsecret = 'hunter 222'",
+            "[keys.a] secret must have 8 characters at least, of printable ASCII without spaces",
+        ),
+        (
+            "[keys.a]\nsecret = 'hunter222'\n[keys.b]\nsecret = 'hunter222'",
+            "[keys.b] secret is that of [keys.a] as well; each key needs its own",
+        ),
+        (
+            "[keys.a]\nsecret = 'hunter222'\npriority = 11",
+            "[keys.a] priority = 11 is out of range; it must be from -10 to 10, the nearest is 10",
+        ),
+        (
+            "[keys.a]\nsecret = 'hunter222'\nshare = 0",
+            "[keys.a] share = 0.0 is out of range; it must be from 0.001 to 1000.0, the nearest is 0.001",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_key_is_told_without_its_secret(text: str, told: str, write: Write) -> None:
+    (line,) = problems(write(text))
+    assert line == f"my.toml: {told}"
+    assert "hunter" not in line
+    assert "1231231234" not in line
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("keys.a.secret=hunter2", "[keys.a] secret must have 8 characters at least"),
+        ("keys.secret=hunter222", "must be written keys.NAME.key=value"),
+        ("keys.a b.secret=hunter222", "[keys.'a b'] must be named with"),
+        ("keys.a.secret.more=hunter222", "[keys.a] has no key 'secret.more'"),
+    ],
+)
+def test_an_override_of_a_key_is_named_without_its_secret(override: str, told: str) -> None:
+    (line,) = problems(None, override)
+    assert line.startswith(f"--set {override.partition('=')[0]}: {told}")
+    assert "hunter" not in line
+
+
+# -- what only works together -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "idle"),
+    [
+        ("policy = 'first-come'\neldest_share = 0.5", "[scheduler] eldest_share"),
+        ("policy = 'shortest-first'\nageing_seconds = 1", "[scheduler] ageing_seconds"),
+        ("policy = 'priority'\neldest_share = 0.25", "[scheduler] eldest_share"),
+        (
+            "policy = 'first-come'\n[keys.a]\nsecret = 'hunter222'\npriority = 1",
+            "[keys.a] priority",
+        ),
+    ],
+)
+def test_what_has_no_effect_under_a_policy_is_told(text: str, idle: str, write: Write) -> None:
+    (line,) = problems(write(f"[scheduler]\n{text}\n"))
+    assert line.startswith(f"my.toml: {idle} has no effect under [scheduler] policy = ")
+
+
+def test_what_has_no_effect_without_a_target_is_told(write: Write) -> None:
+    (line,) = problems(write("[scheduler]\ntarget_step_ms = 0\nlone_overhead = 0.1\n"))
+    assert line == (
+        "my.toml: [scheduler] lone_overhead has no effect with target_step_ms = 0; leave one of them out"
+    )
+
+
+@pytest.mark.parametrize("policy", ["short-first", "first-come", "priority", "shortest-first"])
+def test_every_policy_can_be_chosen_alone(policy: str) -> None:
+    assert load(None, [f"scheduler.policy={policy}"]).scheduler.policy == policy
+
+
 # -- what `--set` says --------------------------------------------------------------------------------
 
 
@@ -292,10 +405,16 @@ def test_an_override_cannot_smuggle_in_a_second_key() -> None:
 # -- config/default.toml ------------------------------------------------------------------------------
 
 
+def uncommented() -> str:
+    """The default file with its example of a table with a name, which is at its end, in force."""
+    text, marker, example = DEFAULT.read_text(encoding="utf-8").partition("# [keys.alice]")
+    return text + "\n".join(line.removeprefix("# ") for line in (marker + example).split("\n"))
+
+
 def comment(table: str, key: str) -> str:
     """The comment that stands directly above a key."""
-    lines = DEFAULT.read_text(encoding="utf-8").split("\n")
-    section = lines.index(f"[{table}]")
+    lines = uncommented().split("\n")
+    section = lines.index(f"[{table}.alice]" if table in NAMED else f"[{table}]")
     place = next(i for i in range(section, len(lines)) if lines[i].startswith(f"{key} = "))
     above = takewhile(lambda line: line.startswith("# "), reversed(lines[:place]))
     return " ".join(line.removeprefix("# ") for line in reversed(list(above)))
@@ -305,9 +424,13 @@ def test_the_default_file_is_the_defaults_in_the_code() -> None:
     raw = tomllib.loads(DEFAULT.read_text(encoding="utf-8"))
     assert raw == asdict(Config())
     assert [list(raw[table]) for table in raw] == [
-        list(FIELDS[table]) for table in TABLES
+        [] if table in NAMED else list(FIELDS[table]) for table in TABLES
     ]  # and in their order
     assert load(DEFAULT) == Config()
+
+
+def test_the_example_of_a_key_in_the_default_file_is_the_defaults_in_the_code() -> None:
+    assert tomllib.loads(uncommented())["keys"] == {"alice": asdict(KeyOptions())}
 
 
 @pytest.mark.parametrize(("table", "key"), KEYS)
@@ -346,6 +469,6 @@ def all_reads() -> set[tuple[str, str]]:
 
 @pytest.mark.parametrize(("table", "key"), KEYS)
 def test_every_option_is_read_somewhere(table: str, key: str, all_reads: set[tuple[str, str]]) -> None:
-    owners = {"options", table, f"{table}_options"}
+    owners = {"options", table, f"{table}_options"}  # tables with names are read one by one, as options
     if not any((owner, key) in all_reads for owner in owners):
         pytest.fail(f"[{table}] {key} is accepted and ignored")

@@ -12,10 +12,10 @@ import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
-from tokenspeed.api.options import ServerOptions
-from tokenspeed.core.policy import SchedulerOptions
+from tokenspeed.api.options import KeyOptions, ServerOptions
+from tokenspeed.core.policy import POLICIES, SchedulerOptions
 from tokenspeed.errors import ConfigError
 from tokenspeed.generation.request import Limits
 from tokenspeed.model.options import CacheOptions, DeviceOptions, KernelOptions, ModelOptions
@@ -23,7 +23,7 @@ from tokenspeed.model.options import CacheOptions, DeviceOptions, KernelOptions,
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """Everything that can be set, one field for each table of the file."""
+    """Everything that can be set, one field for each table of the file; `keys` holds tables with names."""
 
     server: ServerOptions = field(default_factory=ServerOptions)
     model: ModelOptions = field(default_factory=ModelOptions)
@@ -32,6 +32,7 @@ class Config:
     kernels: KernelOptions = field(default_factory=KernelOptions)
     scheduler: SchedulerOptions = field(default_factory=SchedulerOptions)
     limits: Limits = field(default_factory=Limits)
+    keys: Mapping[str, KeyOptions] = field(default_factory=dict)
 
 
 class Setting(NamedTuple):
@@ -42,16 +43,27 @@ class Setting(NamedTuple):
 
 
 class _Invalid(Exception):  # noqa: N818  (never leaves this module)
-    """What is wrong with a value, to be told behind its key."""
+    """What is wrong with a value, to be told behind its key and, unless it is secret, the value."""
+
+    def __init__(self, value: Any, problem: str) -> None:
+        super().__init__(problem)
+        self.value = value
 
 
-TABLES: Mapping[str, type[Any]] = get_type_hints(Config)
+_HINTS: Mapping[str, Any] = get_type_hints(Config)
+# Tables that hold any number of tables of one kind, as in [keys.alice]; the others hold options themselves.
+NAMED = frozenset(table for table, hint in _HINTS.items() if get_origin(hint) is Mapping)
+TABLES: Mapping[str, type[Any]] = {
+    table: get_args(hint)[1] if table in NAMED else hint for table, hint in _HINTS.items()
+}
 FIELDS: Mapping[str, Mapping[str, Field[Any]]] = {
     table: {option.name: option for option in fields(cls)} for table, cls in TABLES.items()
 }
 TYPES: Mapping[str, Mapping[str, Any]] = {table: get_type_hints(cls) for table, cls in TABLES.items()}
+NAME = re.compile("[A-Za-z0-9_-]{1,64}")
+LEAST_SECRET = 8  # characters
 
-_Settings = dict[str, dict[str, Setting]]
+_Settings = dict[str, dict[str, Setting]]  # by table, that with a name as "keys.alice"
 
 
 def load(path: Path | None, overrides: Sequence[str] = ()) -> Config:
@@ -60,12 +72,19 @@ def load(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     Raises one `ConfigError` that tells every problem there is, one a line.
     """
     problems: list[str] = []
-    settings: _Settings = {table: {} for table in TABLES}
+    settings: _Settings = {table: {} for table in TABLES if table not in NAMED}
     if path is not None:
         _read_file(path, settings, problems)
     for override in overrides:
         _read_override(override, settings, problems)
-    tables = {table: _build(table, settings[table], problems) for table in TABLES}
+    tables: dict[str, Any] = {table: {} for table in NAMED}
+    for table in settings:
+        home, _, name = table.partition(".")
+        options = _build(table, settings[table], problems)
+        if name:
+            tables[home][name] = options
+        else:
+            tables[home] = options
     if not problems:
         config = Config(**tables)
         problems = [problem for rule in CHECKS for problem in rule(config, settings)]
@@ -97,25 +116,49 @@ def _read_file(path: Path, settings: _Settings, problems: list[str]) -> None:
         for table, content in raw.items():
             if table not in TABLES:
                 problems.append(f"{source}: {_unknown_table(table, content)}")
+            elif table not in NAMED:
+                _read_table(source, table, content, settings, problems)
             elif not isinstance(content, dict):
-                problems.append(f"{source}: {table} = {_show(content)} must be a table, [{table}]")
+                problems.append(f"{source}: {table} must hold tables with names, such as [{table}.alice]")
             else:
-                settings[table] = {key: Setting(value, source) for key, value in content.items()}
+                for name, inner in content.items():
+                    _read_table(source, f"{table}.{name}", inner, settings, problems)
+
+
+def _read_table(source: str, table: str, content: Any, settings: _Settings, problems: list[str]) -> None:
+    home, dot, name = table.partition(".")
+    if dot and not NAME.fullmatch(name):
+        problems.append(f"{source}: {_bad_name(home, name)}")
+    elif isinstance(content, dict):
+        settings[table] = {key: Setting(value, source) for key, value in content.items()}
+    elif name in FIELDS[home]:
+        problems.append(f"{source}: [{home}] {name} belongs in a table with a name, such as [{home}.alice]")
+    else:
+        shown = table if dot else f"{table} = {_show(content)}"  # what has a name may be a secret
+        problems.append(f"{source}: {shown} must be a table, [{table}]")
 
 
 def _read_override(override: str, settings: _Settings, problems: list[str]) -> None:
-    source = f"--set {_clip(override)}"
     name, equals, text = override.partition("=")
     table, dot, key = name.strip().partition(".")
-    if not (equals and dot and table and key):
-        problems.append(f"{source}: must be written table.key=value")
-    elif table not in TABLES:
+    named = table in NAMED
+    source = f"--set {_clip(name.strip() if named else override)}"  # what has a name may be a secret
+    if named:
+        inner, dot, key = key.partition(".")
+        table = f"{table}.{inner}"
+    home = table.partition(".")[0]
+    if not (equals and dot and home and key):
+        problems.append(f"{source}: must be written {f'{home}.NAME' if named else 'table'}.key=value")
+    elif home not in TABLES:
         problems.append(f"{source}: {_unknown_table(table, {})}")
+    elif named and not NAME.fullmatch(inner):
+        problems.append(f"{source}: {_bad_name(home, inner)}")
     else:
+        values = settings.setdefault(table, {})
         key, dot, entry = key.partition(".")
-        hint = TYPES[table].get(key)
+        hint = TYPES[home].get(key)
         if dot and hint == dict[str, str]:  # one entry of a table, whose name may have dots of its own
-            known = settings[table].get(key)
+            known = values.get(key)
             value: Any = {
                 **(known.value if known and isinstance(known.value, dict) else {}),
                 entry: text.strip(),
@@ -123,7 +166,7 @@ def _read_override(override: str, settings: _Settings, problems: list[str]) -> N
         else:
             key += dot + entry
             value = _parse(text.strip(), hint)
-        settings[table][key] = Setting(value, source)
+        values[key] = Setting(value, source)
 
 
 def _parse(text: str, hint: Any) -> Any:
@@ -139,40 +182,41 @@ def _parse(text: str, hint: Any) -> Any:
 
 def _build(table: str, settings: Mapping[str, Setting], problems: list[str]) -> Any:
     """The options of one table; what is wrong with them goes to `problems`."""
+    home = table.partition(".")[0]
     values = {}
     for key, (value, source) in settings.items():
-        if key not in FIELDS[table]:
-            problems.append(f"{source}: [{table}] has no key {key!r}; {_nearest_key(table, key)}")
+        if key not in FIELDS[home]:
+            problems.append(f"{source}: [{table}] has no key {key!r}; {_nearest_key(home, key)}")
             continue
         try:
-            values[key] = _validate(FIELDS[table][key], TYPES[table][key], value)
+            values[key] = _validate(FIELDS[home][key], TYPES[home][key], value)
         except _Invalid as invalid:
-            problems.append(f"{source}: [{table}] {key} {invalid}")
-    return TABLES[table](**values)
+            shown = f"{key} = {_show(invalid.value)}" if FIELDS[home][key].repr else key
+            problems.append(f"{source}: [{table}] {shown} {invalid}")
+    return TABLES[home](**values)
 
 
 def _validate(option: Field[Any], hint: Any, value: Any) -> Any:
     kind = _KINDS[hint]
     if not kind.accepts(value):
         wanted = kind.name + _bounds(option) + _example(option)
-        raise _Invalid(f"= {_show(value)} is {_kind_of(value)}; it must be {wanted}")
+        raise _Invalid(value, f"is {_kind_of(value)}; it must be {wanted}")
     value = kind.convert(value)
     bounds: Mapping[str, Any] = option.metadata
     if "choices" in bounds and value not in bounds["choices"]:
         nearest_choice = _suggest(value, [repr(choice) for choice in bounds["choices"]])
-        raise _Invalid(f"= {_show(value)} is not one of its values; {nearest_choice}")
+        raise _Invalid(value, f"is not one of its values; {nearest_choice}")
     for bound, nearest in (("at_least", max), ("at_most", min)):
         limit = bounds.get(bound)
         if limit is not None and nearest(value, limit) != value:
-            raise _Invalid(
-                f"= {_show(value)} is out of range; it must be{_bounds(option)}, the nearest is {limit}"
-            )
+            problem = f"is out of range; it must be{_bounds(option)}, the nearest is {limit}"
+            raise _Invalid(value, problem)
     return value
 
 
 def _text(value: Any) -> str:
     if any(not character.isprintable() for character in value):
-        raise _Invalid(f"= {_show(value)} has a character that cannot be printed; write it on one line")
+        raise _Invalid(value, "has a character that cannot be printed; write it on one line")
     return str(value)
 
 
@@ -182,7 +226,7 @@ def _finite(value: Any) -> float:
     except OverflowError:  # an integer beyond all floats
         number = math.inf
     if not math.isfinite(number):
-        raise _Invalid(f"= {_show(value)} must be a finite number")
+        raise _Invalid(value, "must be a finite number")
     return number
 
 
@@ -238,14 +282,24 @@ def _kind_of(value: Any) -> str:
 def _unknown_table(table: str, content: Any) -> str:
     if isinstance(content, dict):
         return f"there is no table [{_clip(table)}]; {_suggest(table, [f'[{known}]' for known in TABLES])}"
-    homes = [home for home in FIELDS if table in FIELDS[home]]
-    known = f"it belongs to [{homes[0]}]" if homes else f"the tables are {', '.join(TABLES)}"
+    home = _home_of(table)
+    known = f"it belongs to {home}" if home else f"the tables are {', '.join(TABLES)}"
     return f"{table!r} stands outside of a table; {known}"
 
 
+def _bad_name(table: str, name: str) -> str:
+    return f"[{table}.{_clip(repr(name))}] must be named with 1 to 64 letters, digits, '-' and '_'"
+
+
 def _nearest_key(table: str, key: str) -> str:
+    home = _home_of(key)
+    return f"it belongs to {home}" if home else _suggest(key, [repr(known) for known in FIELDS[table]])
+
+
+def _home_of(key: str) -> str:
+    """The table of an option of that name, "" if there is none."""
     homes = [home for home in FIELDS if key in FIELDS[home]]
-    return f"it belongs to [{homes[0]}]" if homes else _suggest(key, [repr(known) for known in FIELDS[table]])
+    return "" if not homes else f"[{homes[0]}.NAME]" if homes[0] in NAMED else f"[{homes[0]}]"
 
 
 def _suggest(word: str, known: Sequence[str]) -> str:
@@ -291,8 +345,38 @@ def _digests_are_whole(config: Config, settings: _Settings) -> Iterator[str]:
             )
 
 
+def _keys_have_their_own_secrets(config: Config, settings: _Settings) -> Iterator[str]:
+    owners: dict[str, str] = {}
+    for name, options in config.keys.items():
+        secret, table = options.secret, f"keys.{name}"
+        owner = owners.setdefault(secret, table)
+        if not secret:
+            yield _told(settings, table, "secret", "must be set: it is what clients send")
+        elif len(secret) < LEAST_SECRET or not re.fullmatch("[!-~]+", secret):
+            needed = f"must have {LEAST_SECRET} characters at least, of printable ASCII without spaces"
+            yield _told(settings, table, "secret", needed)
+        elif owner != table:
+            yield _told(settings, table, "secret", f"is that of [{owner}] as well; each key needs its own")
+
+
+def _scheduling_has_effect(config: Config, settings: _Settings) -> Iterator[str]:
+    options = config.scheduler
+    policy, idle = POLICIES[options.policy], []
+    if not policy.shares:
+        idle = [("scheduler", "eldest_share"), ("scheduler", "ageing_seconds")]
+        if policy.level(options) == 0.0:  # nor has priority
+            idle += [(f"keys.{name}", "priority") for name in config.keys]
+    for table, key in idle:
+        if key in settings[table]:
+            problem = f"has no effect under [scheduler] policy = '{options.policy}'; leave one of them out"
+            yield _told(settings, table, key, problem)
+    if options.target_step_ms == 0.0 and "lone_overhead" in settings["scheduler"]:
+        problem = "has no effect with target_step_ms = 0; leave one of them out"
+        yield _told(settings, "scheduler", "lone_overhead", problem)
+
+
 def _told(settings: _Settings, table: str, key: str, problem: str) -> str:
-    setting = settings[table].get(key)
+    setting = settings[table].get(key) or next(iter(settings[table].values()), None)
     return f"{setting.source if setting else 'defaults'}: [{table}] {key} {problem}"
 
 
@@ -301,4 +385,6 @@ CHECKS: tuple[Callable[[Config, _Settings], Iterator[str]], ...] = (
     _host_is_named,
     _revision_has_a_model,
     _digests_are_whole,
+    _keys_have_their_own_secrets,
+    _scheduling_has_effect,
 )

@@ -1,9 +1,10 @@
-"""What can be tuned about the endpoint."""
+"""What can be tuned about the endpoint, and who may use it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from tokenspeed.generation.request import LEAST_URGENT, MOST_URGENT
 from tokenspeed.options import option
 
 
@@ -17,3 +18,18 @@ class ServerOptions:
     drain_seconds: float = option(30.0, at_least=0.0, at_most=3600.0)
     ping_seconds: float = option(15.0, at_least=1.0, at_most=300.0)  # silence before a keep-alive comment
     log_level: str = option("info", choices=("debug", "info", "warning", "error"))
+
+
+@dataclass(frozen=True, slots=True)
+class KeyOptions:
+    """`[keys.NAME]`: an API key, the class of its requests, its share of the device and its caps.
+
+    `secret` is what clients send; like every field that is out of the repr it is told in no error and no log.
+    `max_running` and `max_waiting` count sequences; 0 leaves them to the server's own bounds.
+    """
+
+    secret: str = field(default="", repr=False)  # required: "" is refused
+    priority: int = option(0, at_least=MOST_URGENT, at_most=LEAST_URGENT)
+    share: float = option(1.0, at_least=0.001, at_most=1000.0)
+    max_running: int = option(0, at_least=0, at_most=4096)
+    max_waiting: int = option(0, at_least=0, at_most=1_000_000)
