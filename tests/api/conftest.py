@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -21,15 +21,17 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from tokenspeed.api.app import create_app
 from tokenspeed.api.models import ServedModel
-from tokenspeed.api.options import ServerOptions
+from tokenspeed.api.options import KeyOptions, ServerOptions
+from tokenspeed.core.accounts import Account
 from tokenspeed.core.costs import Costs
 from tokenspeed.core.plan import Capacity, StepPlan, StepResult
 from tokenspeed.core.policy import SchedulerOptions
-from tokenspeed.core.request import Event, Sampling
-from tokenspeed.core.scheduler import Scheduler
-from tokenspeed.core.sequence import Sequence
+from tokenspeed.core.request import Request, Sampling
+from tokenspeed.core.scheduler import Happening, Scheduler
 from tokenspeed.engine.engine import Engine
 from tokenspeed.engine.metrics import EngineMetrics
+from tokenspeed.engine.observer import Step
+from tokenspeed.engine.timeline import Timelines
 from tokenspeed.generation.generator import Generator
 from tokenspeed.generation.request import Limits
 from tokenspeed.sim.backend import SimBackend, continuation
@@ -75,20 +77,23 @@ def make_tokenizer(special: tuple[str, ...]) -> Tokenizer:
     return Tokenizer(tokenizer.to_str().encode(), {"bos_token": "<s>", "eos_token": "</s>"})
 
 
-class Noticing(EngineMetrics):
-    """Metrics that let a test wait for what the engine does instead of asking again and again."""
+class Noticing:
+    """An observer that lets a test wait for what the engine does instead of asking again and again."""
 
-    def __init__(self, scheduler: Scheduler, noticed: asyncio.Event) -> None:
-        super().__init__(scheduler)
-        self.noticed = noticed
+    def __init__(self, noticed: asyncio.Event) -> None:
+        self._noticed = noticed
 
-    def request_submitted(self) -> None:
-        super().request_submitted()
-        self.noticed.set()
+    def submitted(self, request: Request, predicted: float, now: float) -> None:
+        self._noticed.set()
 
-    def event(self, sequence: Sequence, event: Event, now: float) -> None:
-        super().event(sequence, event, now)
-        self.noticed.set()
+    def stepped(self, step: Step) -> None:
+        self._noticed.set()
+
+    def step_failed(self, plan: StepPlan, now: float) -> None:
+        self._noticed.set()
+
+    def delivered(self, happenings: Sequence[Happening], now: float) -> None:
+        self._noticed.set()
 
 
 class Gate:
@@ -213,7 +218,7 @@ class Server:
     app: ASGIApp
     engine: Engine
     gate: Gate
-    metrics: Noticing
+    noticed: asyncio.Event  # set by whatever the engine does
     generator: Generator
     tokenizer: Tokenizer
     failing: list[str] = field(default_factory=list)  # while it holds anything, every step fails
@@ -225,8 +230,8 @@ class Server:
     async def post(self, path: str, body: Any, **headers: str) -> Answer:
         return await self.call(path, body, headers=headers).answer()
 
-    async def get(self, path: str, method: str = "GET") -> Answer:
-        return await self.call(path, b"", method=method).answer()
+    async def get(self, path: str, method: str = "GET", **headers: str) -> Answer:
+        return await self.call(path, b"", method=method, headers=headers).answer()
 
     def continuation(self, ids: list[int], count: int, sampling: Sampling | None = None) -> list[int]:
         """What the simulated model says after `ids`."""
@@ -236,8 +241,8 @@ class Server:
         """Wait for something that the engine does."""
         async with asyncio.timeout(30.0):
             while not condition():
-                self.metrics.noticed.clear()
-                await self.metrics.noticed.wait()
+                self.noticed.clear()
+                await self.noticed.wait()
 
     @property
     def unfinished(self) -> int:
@@ -255,6 +260,7 @@ async def serve(
     special: list[str] | None = None,
     limits: Limits | None = None,
     options: ServerOptions | None = None,
+    keys: Mapping[str, KeyOptions] | None = None,
     scheduler_options: SchedulerOptions | None = None,
     defaults: Sampling | None = None,
     tokenizer: Tokenizer | None = None,
@@ -270,9 +276,12 @@ async def serve(
     )
     noticed = asyncio.Event()
     gate = Gate(sim, noticed)
-    scheduler = Scheduler(gate.capacity, scheduler_options or SchedulerOptions())
-    metrics = Noticing(scheduler, noticed)
-    engine = Engine(scheduler, gate, metrics)
+    accounts = {
+        name: Account(key.share, key.max_running, key.max_waiting) for name, key in (keys or {}).items()
+    }
+    scheduler = Scheduler(gate.capacity, scheduler_options or SchedulerOptions(), accounts=accounts)
+    metrics, timelines = EngineMetrics(scheduler), Timelines()
+    engine = Engine(scheduler, gate, [metrics, timelines, Noticing(noticed)])
     registry = CollectorRegistry()
     registry.register(metrics)
     engine.start()
@@ -292,9 +301,11 @@ async def serve(
         options=options or ServerOptions(),
         registry=registry,
         ready=lambda: engine.ready,
+        keys=keys or {},
+        timeline=timelines.get,
     )
     try:
-        yield Server(app, engine, gate, metrics, generator, tokenizer, failing)
+        yield Server(app, engine, gate, noticed, generator, tokenizer, failing)
     finally:
         gate.open()
         await engine.stop()

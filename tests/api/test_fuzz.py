@@ -59,6 +59,7 @@ TYPED = {
     **dict.fromkeys(("stream", "echo", "ignore_eos", "include_stop_str_in_output"), SWITCH),
     "seed": st.integers(),
     "repetition_penalty": REAL,
+    "deadline_ms": REAL | st.integers(),
     "stop": st.text(max_size=2) | st.lists(st.text(max_size=2), max_size=3),
     "stop_token_ids": IDS,
     "logit_bias": st.dictionaries(ID, st.floats(-101, 101), max_size=3),

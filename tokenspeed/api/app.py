@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
@@ -14,10 +14,13 @@ from tokenspeed.api.chat import ChatDialect
 from tokenspeed.api.completions import CompletionDialect
 from tokenspeed.api.errors import ClientGoneError, handle_error, handle_http_error
 from tokenspeed.api.health import HealthEndpoint
+from tokenspeed.api.keys import Keys
 from tokenspeed.api.middleware import Boundary
 from tokenspeed.api.models import ModelsEndpoint, ServedModel
 from tokenspeed.api.openai_endpoint import OpenAIEndpoint
-from tokenspeed.api.options import ServerOptions
+from tokenspeed.api.options import KeyOptions, ServerOptions
+from tokenspeed.api.timeline import TimelineEndpoint
+from tokenspeed.engine.timeline import Timeline
 from tokenspeed.errors import TokenSpeedError
 from tokenspeed.generation.generator import Generator
 
@@ -29,19 +32,26 @@ def create_app(
     options: ServerOptions,
     registry: CollectorRegistry,
     ready: Callable[[], bool],
+    keys: Mapping[str, KeyOptions],
+    timeline: Callable[[str], Timeline | None],
 ) -> Starlette:
-    """The whole server but its socket. `ready` says whether a request would be taken now."""
+    """The whole server but its socket.
+
+    `ready` says whether a request would be taken now. `keys` are who may use it, by the account that their
+    requests count against; with none, everybody may. `timeline` gives that of a request by its id.
+    """
     chat = OpenAIEndpoint(ChatDialect(), generator, model, options)
     completions = OpenAIEndpoint(CompletionDialect(), generator, model, options)
     routes = [
         Route("/chat/completions", chat.create, methods=["POST"]),
         Route("/completions", completions.create, methods=["POST"]),
         *ModelsEndpoint(model).routes(),
+        *TimelineEndpoint(timeline).routes(),
         *HealthEndpoint(registry, ready).routes(),
     ]
     app = Starlette(
         routes=routes,
-        middleware=[Middleware(Boundary)],
+        middleware=[Middleware(Boundary), Middleware(Keys, keys=keys)],
         exception_handlers={
             TokenSpeedError: handle_error,
             ClientGoneError: handle_error,

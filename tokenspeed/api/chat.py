@@ -8,7 +8,8 @@ from typing import Any
 import msgspec
 import orjson
 
-from tokenspeed.api.openai_answers import Whole, common_fields
+from tokenspeed.api.keys import Caller
+from tokenspeed.api.openai_answers import NAMES, Whole, common_fields
 from tokenspeed.api.openai_types import ChatRequest, Message, Part
 from tokenspeed.errors import RequestError
 from tokenspeed.generation.generator import Delta, Ended
@@ -35,9 +36,9 @@ class ChatDialect:
     id_prefix = "chatcmpl-"
     kind = "chat.completion"
 
-    def generation_request(self, asked: ChatRequest, request_id: str) -> GenerationRequest:
-        names = {"prompts": "messages", "stops": "stop", "logprobs": "top_logprobs"}
-        common = common_fields(asked)
+    def generation_request(self, asked: ChatRequest, request_id: str, caller: Caller) -> GenerationRequest:
+        names = {**NAMES, "prompts": "messages", "logprobs": "top_logprobs"}
+        common = common_fields(asked, caller)
         if asked.max_completion_tokens is not None:
             common["max_tokens"] = asked.max_completion_tokens
             names["max_tokens"] = "max_completion_tokens"

@@ -8,7 +8,8 @@ from typing import Any
 import msgspec
 import orjson
 
-from tokenspeed.api.openai_answers import Whole, common_fields
+from tokenspeed.api.keys import Caller
+from tokenspeed.api.openai_answers import NAMES, Whole, common_fields
 from tokenspeed.api.openai_types import CompletionRequest
 from tokenspeed.errors import RequestError
 from tokenspeed.generation.generator import Delta, Ended
@@ -29,8 +30,10 @@ class CompletionDialect:
     id_prefix = "cmpl-"
     kind = "text_completion"
 
-    def generation_request(self, asked: CompletionRequest, request_id: str) -> GenerationRequest:
-        common = common_fields(asked)
+    def generation_request(
+        self, asked: CompletionRequest, request_id: str, caller: Caller
+    ) -> GenerationRequest:
+        common = common_fields(asked, caller)
         if asked.best_of is not None and asked.best_of != common.get("n", 1):
             raise RequestError(
                 "best_of other than n is not supported", param="best_of", code="unsupported_parameter"
@@ -40,7 +43,7 @@ class CompletionDialect:
             prompts=_with_suffix(_prompts(asked.prompt), asked),
             logprobs=asked.logprobs,
             echo=bool(asked.echo),
-            names={"prompts": "prompt", "stops": "stop"},
+            names={**NAMES, "prompts": "prompt"},
             **common,
         )
 

@@ -36,6 +36,10 @@ class BodyTooLargeError(RequestError):
     """
 
 
+class UnauthorizedError(RequestError):
+    """The request has no API key that this server knows."""
+
+
 class ClientGoneError(Exception):
     """The client closed the connection; nobody reads what would be answered."""
 
@@ -48,6 +52,8 @@ def error_body(message: str, kind: str, *, param: str | None = None, code: str |
 def status_of(error: RequestError) -> int:
     """The HTTP status that says whose turn it is."""
     match error:
+        case UnauthorizedError():
+            return 401
         case OverloadedError():
             return 429
         case NotFoundError():
@@ -77,10 +83,19 @@ def describe(error: Exception) -> tuple[int, bytes]:
 def error_response(error: Exception) -> Response:
     """The whole answer to a request that failed before its answer began."""
     status, body = describe(error)
-    headers = {}
-    if isinstance(error, OverloadedError):
-        headers["retry-after"] = str(max(1, math.ceil(error.retry_after)))
-    return Response(body, status, headers, media_type="application/json")
+    return Response(body, status, _headers(error), media_type="application/json")
+
+
+def _headers(error: Exception) -> dict[str, str]:
+    """What else tells a client what to do next: when to come back, in whole seconds and exactly, and how."""
+    match error:
+        case OverloadedError():
+            milliseconds = max(1, math.ceil(error.retry_after * 1000.0))
+            return {"retry-after": str(math.ceil(milliseconds / 1000)), "retry-after-ms": str(milliseconds)}
+        case UnauthorizedError():
+            return {"www-authenticate": "Bearer"}
+        case _:
+            return {}
 
 
 async def handle_error(_: Request, error: Exception) -> Response:

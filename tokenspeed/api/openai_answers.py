@@ -10,13 +10,16 @@ import orjson
 
 from tokenspeed import __version__
 from tokenspeed.api.errors import describe
+from tokenspeed.api.keys import Caller
 from tokenspeed.api.openai_types import CommonRequest
 from tokenspeed.api.sse import DONE
+from tokenspeed.errors import RequestError
 from tokenspeed.generation.generator import Delta, Ended, Generation, Output, Usage
-from tokenspeed.generation.request import SamplingFields
+from tokenspeed.generation.request import MOST_URGENT, SamplingFields
 from tokenspeed.generation.text import ScoredToken
 
 FINGERPRINT = f"tokenspeed-{__version__}"
+NAMES = {"stops": "stop", "deadline": "deadline_ms"}  # what clients call the neutral fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +63,7 @@ class Whole:
         return "".join(self.texts)
 
 
-def common_fields(asked: CommonRequest) -> dict[str, Any]:
+def common_fields(asked: CommonRequest, caller: Caller) -> dict[str, Any]:
     """What both kinds of completion spell alike of a `GenerationRequest`; null takes its default."""
     given = {
         "sampling": sampling_fields(asked),
@@ -71,9 +74,24 @@ def common_fields(asked: CommonRequest) -> dict[str, Any]:
         "stop_token_ids": asked.stop_token_ids and tuple(asked.stop_token_ids),
         "include_stop": asked.include_stop_str_in_output,
         "ignore_eos": asked.ignore_eos,
-        "priority": asked.priority,
+        "priority": _priority(asked, caller),
+        "account": caller.account,
+        "deadline": None if asked.deadline_ms is None else asked.deadline_ms / 1000.0,
     }
     return {name: value for name, value in given.items() if value is not None and value != []}
+
+
+def _priority(asked: CommonRequest, caller: Caller) -> int:
+    if asked.priority is None:
+        return caller.priority
+    if MOST_URGENT <= asked.priority < caller.most_urgent:  # what is outside of all classes is told later
+        raise RequestError(
+            f"priority must be at least {caller.most_urgent}, that of your API key, not {asked.priority}; "
+            "lower runs first",
+            param="priority",
+            code="invalid_value",
+        )
+    return asked.priority
 
 
 def sampling_fields(asked: CommonRequest) -> SamplingFields:
@@ -157,6 +175,14 @@ async def stream_events(
         _, body = describe(error)
         last = b"data: " + body + b"\n\n"
     yield last + DONE
+
+
+def answer_headers(heading: Heading, generation: Generation) -> dict[str, str]:
+    """The id by which the request's timeline is found, and when its first token was predicted."""
+    return {
+        "x-request-id": heading.id,
+        "x-tokenspeed-predicted-ttft-ms": f"{1000.0 * generation.predicted:.1f}",
+    }
 
 
 def whole_answer(

@@ -14,12 +14,14 @@ from starlette.responses import Response
 
 from tokenspeed.api.body import parse, read_body
 from tokenspeed.api.disconnect import unless_gone
+from tokenspeed.api.keys import Caller, caller_of
 from tokenspeed.api.models import ServedModel
 from tokenspeed.api.openai_answers import (
     ChunkShape,
     ChunkWriter,
     Heading,
     Whole,
+    answer_headers,
     collect,
     stream_events,
     whole_answer,
@@ -43,7 +45,7 @@ class Dialect(Protocol[Asked]):
     id_prefix: str
     kind: str  # of an answer that is not streamed
 
-    def generation_request(self, asked: Asked, request_id: str) -> GenerationRequest:
+    def generation_request(self, asked: Asked, request_id: str, caller: Caller) -> GenerationRequest:
         """The request in neutral words; raises what is wrong with it beyond types."""
         ...
 
@@ -67,24 +69,28 @@ class OpenAIEndpoint(Generic[Asked]):
 
     async def create(self, http: Request) -> Response:
         body = await read_body(http, self._options.max_body_bytes)
+        arrival = self._generator.now()
+        caller = caller_of(http)
         if len(body) > INLINE_BYTES:
-            asked, heading, request = await asyncio.to_thread(self._read, body)
+            asked, heading, request = await asyncio.to_thread(self._read, body, caller)
         else:
-            asked, heading, request = self._read(body)
+            asked, heading, request = self._read(body, caller)
         if asked.stream:
-            return await self._stream(asked, heading, request)
-        return await unless_gone(http.receive, self._answer(heading, request))
+            return await self._stream(asked, heading, request, arrival)
+        return await unless_gone(http.receive, self._answer(heading, request, arrival))
 
-    def _read(self, body: bytes) -> tuple[Asked, Heading, GenerationRequest]:
+    def _read(self, body: bytes, caller: Caller) -> tuple[Asked, Heading, GenerationRequest]:
         """All that can be told wrong without the model."""
         asked = parse(body, self._dialect.decoder)
         refuse_unsupported(body)
         model = self._model.resolve(asked.model)
         heading = Heading(self._dialect.id_prefix + secrets.token_hex(12), int(time.time()), model)
-        return asked, heading, self._dialect.generation_request(asked, heading.id)
+        return asked, heading, self._dialect.generation_request(asked, heading.id, caller)
 
-    async def _stream(self, asked: Asked, heading: Heading, request: GenerationRequest) -> Response:
-        generation = await self._generator.start(request)
+    async def _stream(
+        self, asked: Asked, heading: Heading, request: GenerationRequest, arrival: float
+    ) -> Response:
+        generation = await self._generator.start(request, arrival)
         options = asked.stream_options
         include_usage = options is not None and bool(options.include_usage)
         continuous = include_usage and options is not None and bool(options.continuous_usage_stats)
@@ -94,12 +100,19 @@ class OpenAIEndpoint(Generic[Asked]):
             (lambda: generation.usage) if continuous else None,
         )
         events = stream_events(generation, writer, include_usage=include_usage)
-        return EventStream(events, ping_seconds=self._options.ping_seconds, close=generation.close)
+        return EventStream(
+            events,
+            headers=answer_headers(heading, generation),
+            ping_seconds=self._options.ping_seconds,
+            close=generation.close,
+        )
 
-    async def _answer(self, heading: Heading, request: GenerationRequest) -> Response:
-        generation = await self._generator.start(request)
+    async def _answer(self, heading: Heading, request: GenerationRequest, arrival: float) -> Response:
+        generation = await self._generator.start(request, arrival)
         wholes = await collect(generation)
         scored = request.logprobs is not None
         choices = [self._dialect.choice(index, whole, scored) for index, whole in enumerate(wholes)]
         answer = whole_answer(heading, self._dialect.kind, choices, generation.usage)
-        return Response(orjson.dumps(answer), media_type="application/json")
+        return Response(
+            orjson.dumps(answer), headers=answer_headers(heading, generation), media_type="application/json"
+        )

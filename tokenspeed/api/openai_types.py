@@ -15,7 +15,7 @@ class StreamOptions(msgspec.Struct):
 
 
 class CommonRequest(msgspec.Struct, kw_only=True):
-    """What both kinds of completion take; the last rows are what vLLM and llama.cpp add."""
+    """What both kinds of completion take; the last rows are what vLLM, llama.cpp and this server add."""
 
     model: str | None = None
     stream: bool | None = None
@@ -37,7 +37,8 @@ class CommonRequest(msgspec.Struct, kw_only=True):
     stop_token_ids: list[int] | None = None
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
-    priority: int | None = None
+    priority: int | None = None  # lower runs first
+    deadline_ms: float | None = None  # from arrival until the first token is wanted
 
 
 class Part(msgspec.Struct):

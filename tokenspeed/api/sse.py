@@ -9,7 +9,7 @@ this server lets them end (`drain_seconds`).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 
 from sse_starlette.sse import EventSourceResponse
 from starlette.types import Receive, Scope, Send
@@ -26,9 +26,14 @@ class EventStream(EventSourceResponse):
     """
 
     def __init__(
-        self, events: AsyncGenerator[bytes, None], *, ping_seconds: float, close: Callable[[], None]
+        self,
+        events: AsyncGenerator[bytes, None],
+        *,
+        headers: Mapping[str, str],
+        ping_seconds: float,
+        close: Callable[[], None],
     ) -> None:
-        super().__init__(events, ping=ping_seconds)
+        super().__init__(events, headers=headers, ping=ping_seconds)
         self._events = events
         self._close = close
         self._pinging = asyncio.Lock()  # held while a ping is sent, so that the end comes after it

@@ -22,7 +22,7 @@ from tokenspeed.core.request import (
 )
 from tokenspeed.engine.engine import Engine
 from tokenspeed.engine.streams import Stream
-from tokenspeed.errors import EngineError
+from tokenspeed.errors import EngineError, RequestError
 from tokenspeed.generation.merge import Merged
 from tokenspeed.generation.request import (
     ChatPrompt,
@@ -106,8 +106,17 @@ class Generator:
         self._tokenising = asyncio.Semaphore(1)  # long prompts take one core, never all that decode
         self.max_context = min(model_max_context, engine.max_context)
 
-    async def start(self, request: GenerationRequest) -> Generation:
-        """Submit a request; whatever is wrong with it is raised here, before anything is generated."""
+    def now(self) -> float:
+        """Seconds of the engine's clock."""
+        return self._engine.now()
+
+    async def start(self, request: GenerationRequest, arrival: float | None = None) -> Generation:
+        """Submit a request; whatever is wrong with it is raised here, before anything is generated.
+
+        It arrived at `arrival`, by `now()`; None is this moment. The first prompt has the request's id in the
+        engine, the others have it with "-1", "-2", ... behind it.
+        """
+        arrival = self.now() if arrival is None else arrival
         check_request(request, self._limits, self._vocab_size)
         sampling = resolve_sampling(request, self._defaults, secrets.randbits(62), self._vocab_size)
         if sum(map(_size, request.prompts)) > INLINE_CHARACTERS:
@@ -115,19 +124,34 @@ class Generator:
                 prompts = await asyncio.to_thread(self._encode_all, request)
         else:
             prompts = self._encode_all(request)
-        asked = [self._core_request(request, index, prompt, sampling) for index, prompt in enumerate(prompts)]
+        asked = [
+            self._core_request(request, index, prompt, sampling, arrival)
+            for index, prompt in enumerate(prompts)
+        ]
+        return Generation(request, self._tokenizer, prompts, self._submit(request, asked))
+
+    def _submit(self, request: GenerationRequest, asked: Sequence[Request]) -> list[Stream]:
+        """All of them, or none; an error names the field as the client does."""
         streams: list[Stream] = []
         try:
             for each in asked:
                 streams.append(self._engine.submit(each))  # noqa: PERF401 (what is in it is cancelled below)
-        except BaseException:
-            for stream in streams:
-                stream.cancel()
+        except RequestError as error:
+            error.param = error.param and request.name(error.param)
             raise
-        return Generation(request, self._tokenizer, prompts, streams)
+        finally:
+            if len(streams) < len(asked):
+                for stream in streams:
+                    stream.cancel()
+        return streams
 
     def _core_request(
-        self, request: GenerationRequest, index: int, prompt: EncodedPrompt, sampling: Sampling
+        self,
+        request: GenerationRequest,
+        index: int,
+        prompt: EncodedPrompt,
+        sampling: Sampling,
+        arrival: float,
     ) -> Request:
         max_tokens = room_for(request, prompt.ids, self._limits, self.max_context)
         ends = set(self._eos_ids)
@@ -136,7 +160,7 @@ class Generator:
         if request.ignore_eos:
             ends.clear()
         return Request(
-            id=f"{request.id}-{index}",
+            id=f"{request.id}-{index}" if index else request.id,
             prompt=prompt.ids,
             max_tokens=max_tokens,
             sampling=sampling,
@@ -144,7 +168,9 @@ class Generator:
             stop_ids=frozenset(ends.union(request.stop_token_ids)),
             min_tokens=min(request.min_tokens, max_tokens),
             priority=request.priority,
-            arrival=self._engine.now(),
+            account=request.account,
+            arrival=arrival,
+            deadline=None if request.deadline is None else arrival + request.deadline,
             prompt_logprobs=request.logprobs if request.echo else None,
         )
 
@@ -240,6 +266,11 @@ class Generation:
             self._echoes = [
                 Delta(choice, prompts[choice // request.n].text, ()) for choice in range(self.choices)
             ]
+
+    @property
+    def predicted(self) -> float:
+        """How many seconds after the arrival every prompt was to have its first token, by the first forecast."""
+        return max(stream.predicted for stream in self._streams)
 
     @property
     def usage(self) -> Usage:

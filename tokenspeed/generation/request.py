@@ -16,6 +16,7 @@ from tokenspeed.options import option
 
 MAX_LOGIT_BIAS = 1024  # entries; each is applied to every draw of the request
 GREEDY_BELOW = 1e-5  # a temperature under this would only overflow the logits
+MOST_URGENT, LEAST_URGENT = -10, 10  # classes of priority
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,9 @@ class GenerationRequest:
     """Prompts and how to continue each of them, `n` times.
 
     `max_tokens` None is to the end of the context, within the limits; 0 only echoes and scores. `logprobs`
-    is the number of alternatives beside each token, None for no log-probabilities at all.
+    is the number of alternatives beside each token, None for no log-probabilities at all. `account` is whose
+    shares and caps it counts against. The first token is wanted within `deadline` seconds of its arrival,
+    and it is refused at once if that cannot be; None has no hurry.
     """
 
     id: str
@@ -102,6 +105,8 @@ class GenerationRequest:
     logprobs: int | None = None
     echo: bool = False
     priority: int = 0
+    account: str = ""
+    deadline: float | None = None
     names: Mapping[str, str] = field(default_factory=dict)
 
     def name(self, neutral: str) -> str:
@@ -144,7 +149,9 @@ def check_request(request: GenerationRequest, limits: Limits, vocab_size: int) -
     _check_range(request, "min_tokens", request.min_tokens, 0, most)
     if request.logprobs is not None:
         _check_range(request, "logprobs", request.logprobs, 0, limits.max_logprobs)
-    _check_range(request, "priority", request.priority, -100, 100)
+    _check_range(request, "priority", request.priority, MOST_URGENT, LEAST_URGENT)
+    if request.deadline is not None and not request.deadline > 0.0:  # NaN as well
+        raise invalid(request, "deadline", "must be more than 0: it counts from the arrival of the request")
     _check_stops(request, limits, vocab_size)
     for name, (low, high) in SAMPLING_RANGES.items():
         value = getattr(request.sampling, name)

@@ -1,0 +1,37 @@
+"""`GET /requests/{id}/timeline`: why a request took as long as it did."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from tokenspeed.api.keys import caller_of
+from tokenspeed.engine.timeline import Timeline
+from tokenspeed.errors import NotFoundError
+
+
+class TimelineEndpoint:
+    """Tells what is kept of a request, running or done, to whoever's request it is.
+
+    An answer's id is that of its first prompt; those of the others have "-1", "-2", ... behind it.
+    """
+
+    def __init__(self, timeline: Callable[[str], Timeline | None]) -> None:
+        self._timeline = timeline
+
+    def routes(self) -> list[Route]:
+        return [Route("/requests/{id}/timeline", self.get_one)]
+
+    async def get_one(self, http: Request) -> Response:
+        request_id = http.path_params["id"]
+        timeline = self._timeline(request_id)
+        if timeline is None or timeline.account != caller_of(http).account:
+            raise NotFoundError(
+                f"There is no request {request_id[:100]!r} here; only the latest ones are kept.",
+                code="request_not_found",
+            )
+        return Response(orjson.dumps(timeline), media_type="application/json")
