@@ -40,11 +40,20 @@ class NotFoundError(RequestError):
 
 
 class OverloadedError(RequestError):
-    """The queue is full; the same request may be sent again after `retry_after` seconds."""
+    """There is no room for it now; the same request may be sent again after `retry_after` seconds."""
+
+    def __init__(
+        self, message: str, *, retry_after: float, param: str | None = None, code: str = "overloaded"
+    ) -> None:
+        super().__init__(message, param=param, code=code)
+        self.retry_after = retry_after
+
+
+class DeadlineError(OverloadedError):
+    """Its first token cannot be there by its deadline, by the cost model's prediction."""
 
     def __init__(self, message: str, *, retry_after: float) -> None:
-        super().__init__(message, code="overloaded")
-        self.retry_after = retry_after
+        super().__init__(message, retry_after=retry_after, param="deadline", code="deadline_unreachable")
 
 
 class EngineError(TokenSpeedError):

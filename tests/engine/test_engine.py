@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tokenspeed.core.accounts import Account
 from tokenspeed.core.costs import Costs
 from tokenspeed.core.plan import Capacity, StepPlan
-from tokenspeed.core.policy import SchedulerOptions
+from tokenspeed.core.policy import POLICIES, SchedulerOptions
 from tokenspeed.core.request import Event, Finished, FinishReason, Request, Sampling, TokenDelta
 from tokenspeed.core.scheduler import Scheduler
 from tokenspeed.engine.engine import Engine
-from tokenspeed.engine.metrics import EngineMetrics
 from tokenspeed.errors import ContextLengthError, EngineStoppedError, OverloadedError, RequestError
 from tokenspeed.sim.backend import EVEN, SimBackend, continuation
 from tokenspeed.sim.clock import run
@@ -35,17 +35,22 @@ class Server:
         prefix_cache: bool = True,
         fails: set[int] | None = None,
         costs: Costs = EVEN,
+        accounts: Mapping[str, Account] | None = None,
         **options: object,
     ) -> None:
+        """Steps are bounded by `step_tokens` unless the options have a `target_step_ms`."""
         capacity = Capacity(blocks, block_size, max_context=4096)
-        self.scheduler = Scheduler(capacity, SchedulerOptions(**options), prefix_cache=prefix_cache)  # type: ignore[arg-type]
+        made = SchedulerOptions(**{"target_step_ms": 0.0} | options)  # type: ignore[arg-type]
+        self.scheduler = Scheduler(
+            capacity, made, prefix_cache=prefix_cache, accounts=accounts or {}, prior=costs
+        )
         self.backend = SimBackend(
             capacity,
             vocabulary=VOCABULARY,
             costs=costs,
             fails=lambda plan: plan.number in (fails or set()),
         )
-        self.engine = Engine(self.scheduler, self.backend, EngineMetrics(self.scheduler))
+        self.engine = Engine(self.scheduler, self.backend)
 
     async def __aenter__(self) -> Server:
         self.engine.start()
@@ -96,6 +101,7 @@ def workloads(draw: st.DrawFn) -> list[tuple[float, Request, float | None]]:
             n=draw(st.integers(1, 4)),
             stop_ids=draw(st.sampled_from([frozenset(), frozenset({1, 2, 3})])),
             priority=draw(st.integers(-1, 1)),
+            account=draw(st.sampled_from(["", "capped", "heavy"])),
         )
         vanishes = draw(st.none() | st.floats(0.0, 0.3))
         work.append((draw(st.floats(0.0, 0.2)), made, vanishes))
@@ -116,6 +122,8 @@ def expected(made: Request, choice: int) -> list[int]:
     st.integers(1, 6),
     st.integers(0, 1),
     st.booleans(),
+    st.sampled_from(sorted(POLICIES)),
+    st.sampled_from([0.0, 0.5, 4.0, 30.0]),
 )
 @settings(max_examples=200, deadline=None)
 def test_what_a_request_gets_does_not_depend_on_what_runs_beside_it(
@@ -125,6 +133,8 @@ def test_what_a_request_gets_does_not_depend_on_what_runs_beside_it(
     max_running: int,
     run_ahead: int,
     prefix_cache: bool,
+    policy: str,
+    target_step_ms: float,
 ) -> None:
     async def client(server: Server, at: float, made: Request, vanishes: float | None) -> None:
         await asyncio.sleep(at)  # virtual
@@ -151,7 +161,10 @@ def test_what_a_request_gets_does_not_depend_on_what_runs_beside_it(
             step_tokens=step_tokens,
             max_running=max_running,
             run_ahead=run_ahead,
+            policy=policy,
+            target_step_ms=target_step_ms,
             ageing_seconds=0.05,
+            accounts={"capped": Account(max_running=1), "heavy": Account(share=3.0)},
         )
         async with server:
             await asyncio.gather(*(client(server, *one) for one in work))

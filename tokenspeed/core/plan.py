@@ -46,10 +46,11 @@ class Row(NamedTuple):
 
 
 class StepPlan(NamedTuple):
-    """One step: rows of distinct sequences, in an order that the result repeats."""
+    """One step: rows of distinct sequences, in an order that the result repeats; `seconds` are predicted."""
 
     number: int
     rows: tuple[Row, ...]
+    seconds: float = 0.0
 
     @property
     def prefills(self) -> bool:

@@ -1,55 +1,143 @@
-"""Who goes first: pure functions of sequences and time, and the options that tune them."""
+"""Who goes first: policies as data, and the options that tune them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence as ListOf
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import ceil, inf
+from typing import NamedTuple
 
+from tokenspeed.core.costs import Costs
 from tokenspeed.core.request import Request
 from tokenspeed.core.sequence import Sequence
 from tokenspeed.options import option
 
+Order = tuple[float, ...]
+FOREVER = 1e9  # seconds; more than any server waits
+
 
 @dataclass(frozen=True, slots=True)
 class SchedulerOptions:
-    """`[scheduler]`. Tokens count rows of work for the device; seconds are the engine's clock."""
+    """`[scheduler]`. Times are of the device's steps, and of the engine's clock."""
 
+    policy: str = option("short-first", choices=("short-first", "first-come", "priority", "shortest-first"))
     max_running: int = option(256, at_least=1, at_most=4096)
     max_waiting: int = option(1024, at_least=0, at_most=1_000_000)
-    step_tokens: int = option(256, at_least=16, at_most=1_048_576)
-    eldest_share: float = option(0.25, at_least=0.01, at_most=1.0)
+    target_step_ms: float = option(30.0, at_least=0.0, at_most=60_000.0)  # 0: step_tokens alone bounds a step
+    step_tokens: int = option(8192, at_least=16, at_most=1_048_576)
+    lone_overhead: float = option(0.05, at_least=0.001, at_most=0.9)
+    eldest_share: float = option(0.25, at_least=0.01, at_most=0.9)
     ageing_seconds: float = option(2.0, at_least=0.0, at_most=3600.0)
     run_ahead: int = option(1, at_least=0, at_most=1)
 
 
-def due(request: Request, ageing_seconds: float) -> float:
+class Policy(NamedTuple):
+    """How prefills are served.
+
+    `order` of a sequence, with `left` brought up to date: the lowest is the most urgent. Its first member
+    is the class; within a class, accounts over their fair share go last. `level` is what one level
+    of priority is worth in seconds of waiting, in the order of age. `shares` says whether the prompt due
+    first is certain of `eldest_share` of every step, and of the next place once it is overdue.
+    """
+
+    order: Callable[[Sequence], Order]
+    level: Callable[[SchedulerOptions], float]
+    shares: bool
+
+
+POLICIES: Mapping[str, Policy] = {
+    "short-first": Policy(
+        lambda s: (s.request.priority, s.left, s.due, s.id), lambda options: options.ageing_seconds, True
+    ),
+    "first-come": Policy(lambda s: (0, s.request.arrival, s.id), lambda options: 0.0, False),
+    "priority": Policy(
+        lambda s: (s.request.priority, s.request.arrival, s.id), lambda options: FOREVER, False
+    ),
+    "shortest-first": Policy(lambda s: (0, s.left, s.request.arrival, s.id), lambda options: 0.0, False),
+}
+
+
+def due(request: Request, level_seconds: float) -> float:
     """A request's place in the order of age, in seconds: a level of priority is worth so much waiting.
 
     It does not move with time, so the eldest stays the eldest until it is served: nothing starves.
     """
-    return request.arrival + request.priority * ageing_seconds
+    return request.arrival + request.priority * level_seconds
 
 
-def urgency(sequence: Sequence, remaining: int) -> tuple[int, int, float, int]:
-    """The order in which prefills are served: priority class, then least remaining work, then age."""
-    return (sequence.request.priority, remaining, sequence.due, sequence.id)
+class Budget(NamedTuple):
+    """What a step has for prefills: seconds and tokens, and how much of both is certain for the eldest."""
+
+    seconds: float
+    tokens: int
+    certain_seconds: float = 0.0
+    certain_tokens: int = 0
+
+    def spent_by(self, seconds: float, tokens: int) -> bool:
+        """Whether so much prefill takes all of it."""
+        return seconds >= self.seconds or tokens >= self.tokens
+
+    def certain_spent_by(self, seconds: float, tokens: int) -> bool:
+        """Whether so much prefill takes all that is certain."""
+        return seconds >= self.certain_seconds or tokens >= self.certain_tokens
 
 
-def split(budget: int, wants: ListOf[tuple[Sequence, int]], share: float) -> list[int]:
-    """Divide a step's `budget` of tokens over (sequence, tokens it could use), most urgent first.
+def step_budget(
+    options: SchedulerOptions, costs: Costs, *, decodes: float, rows: int, alone: bool, shares: bool
+) -> Budget:
+    """The budget of a step whose base and `rows` decode rows cost `decodes` seconds already.
 
-    The eldest of them is certain of `share` of the budget (of one token at least), so that it always
-    progresses; the rest goes in order of urgency, which lets a short prompt finish in this very step.
+    The target bounds the whole step. Where decodes alone use it up, prefills get `eldest_share` of a step
+    that is longer by that much. Who is `alone` gets as long a step as throughput gains by.
     """
-    if not wants or budget <= 0:
-        return [0] * len(wants)
-    eldest = min(range(len(wants)), key=lambda i: (wants[i][0].due, wants[i][0].id))
-    reserved = min(wants[eldest][1], max(1, int(budget * share)))
-    left = budget - reserved
-    given = []
-    for i, (_, want) in enumerate(wants):
-        base = reserved if i == eldest else 0
-        more = min(want - base, left)
-        left -= more
-        given.append(base + more)
+    share = options.eldest_share
+    tokens = max(options.step_tokens - rows, int(options.step_tokens * share), 1)
+    if options.target_step_ms == 0.0:
+        return Budget(inf, tokens, *((inf, int(tokens * share)) if shares else (0.0, 0)))
+    whole = options.target_step_ms / 1000.0
+    if alone:
+        whole = max(whole, costs.base / options.lone_overhead)
+    whole = max(whole, decodes / (1.0 - share))
+    return Budget(whole - decodes, tokens, share * whole if shares else 0.0, tokens if shares else 0)
+
+
+def split(budget: Budget, prefills: list[Sequence], costs: Costs) -> list[int]:
+    """How many tokens of each of `prefills`, the most urgent first, a step computes.
+
+    What is certain goes to the eldest, and from one that needs less to the next eldest, so that each
+    progresses in the end; the rest goes in order of urgency, which lets a short prompt finish in this very
+    step. However small the budget, one token is computed.
+    """
+    given = [0] * len(prefills)
+    seconds, tokens = budget.seconds, budget.tokens
+    if budget.certain_tokens:
+        certain = min(budget.certain_seconds, seconds)
+        certain_tokens = min(budget.certain_tokens, tokens)
+        for i in sorted(range(len(prefills)), key=lambda i: (prefills[i].due, prefills[i].id)):
+            start, pending = prefills[i].planned, prefills[i].pending
+            # Rounded up, and without the row itself: its part of the time is spent on its tokens.
+            fitting = costs.tokens_within(certain + costs.row, start)
+            given[i] = min(pending, certain_tokens, pending if fitting >= pending else max(1, ceil(fitting)))
+            cost = costs.prefill(start, given[i])
+            seconds, tokens = seconds - cost, tokens - given[i]
+            certain, certain_tokens = certain - cost + costs.row, certain_tokens - given[i]
+            if given[i] < pending or certain <= 0.0 or certain_tokens <= 0:
+                break
+    for i, sequence in enumerate(prefills):
+        if tokens <= 0:
+            break
+        start, pending, before = sequence.planned, sequence.pending, given[i]
+        spent = costs.prefill(start, before) if before else 0.0
+        fitting = costs.tokens_within(seconds + spent, start)
+        wanted = pending if fitting >= pending else int(fitting)
+        after = max(before, min(wanted, before + tokens))
+        if after == before:
+            if before < pending:
+                break
+            continue
+        given[i] = after
+        seconds -= costs.prefill(start, after) - spent
+        tokens -= after - before
+    if prefills and not any(given):
+        given[0] = 1
     return given

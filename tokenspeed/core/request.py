@@ -40,9 +40,10 @@ class Request:
     """One prompt and the `n` choices that continue it.
 
     `stop_ids` end a choice when sampled; before `min_tokens` they cannot be. `priority` orders classes: lower
-    runs first. `arrival` is
-    in seconds of the engine's clock. `prompt_logprobs` asks for the log-probabilities of the prompt's own
-    tokens with that many alternatives (None: not wanted). Choice i draws with `sampling.seed + i`.
+    runs first. `account` is whose fair share and caps it counts against. `arrival` and `deadline` are in
+    seconds of the engine's clock; by the deadline its first token is wanted, or it is refused at once.
+    `prompt_logprobs` asks for the log-probabilities of the prompt's own tokens with that many alternatives
+    (None: not wanted). Choice i draws with `sampling.seed + i`.
     """
 
     id: str
@@ -53,7 +54,9 @@ class Request:
     stop_ids: frozenset[int] = frozenset()
     min_tokens: int = 0
     priority: int = 0
+    account: str = ""
     arrival: float = 0.0
+    deadline: float | None = None
     prompt_logprobs: int | None = None
 
 

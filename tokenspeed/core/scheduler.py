@@ -7,70 +7,101 @@ steps execute in the order they were planned.
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
-from collections import Counter
-from collections.abc import Iterator
-from operator import attrgetter
+from collections.abc import Collection, Iterable, Mapping
+from math import inf
+from types import MappingProxyType
 
-from tokenspeed.core.plan import Capacity, Draw, Row, RowResult, StepPlan, StepResult
-from tokenspeed.core.policy import SchedulerOptions, due, split, urgency
+from tokenspeed.core.accounts import Account, FairShares
+from tokenspeed.core.admission import Admission, check_deadline
+from tokenspeed.core.costs import TYPICAL, CostModel, Costs, Work
+from tokenspeed.core.plan import Capacity, Row, RowResult, StepPlan, StepResult
+from tokenspeed.core.policy import POLICIES, Budget, SchedulerOptions, due, split, step_budget
+from tokenspeed.core.queues import Queues, by_age, place
 from tokenspeed.core.request import Event, Finished, FinishReason, PromptScored, Request, TokenDelta
+from tokenspeed.core.rows import Draft, Flight, may_run_ahead
 from tokenspeed.core.sequence import Sequence
 from tokenspeed.core.tables import BlockTables
-from tokenspeed.errors import ContextLengthError, OverloadedError, RequestError
+from tokenspeed.errors import RequestError
 
-RETRY_SECONDS = 1.0  # what a client is told to wait when the queue is full
+NO_ACCOUNTS: Mapping[str, Account] = MappingProxyType({})
 
-_by_urgency = attrgetter("urgency")
-_by_age = attrgetter("due", "id")
 Happening = tuple[Sequence, Event]
-Owner = tuple[Sequence, int]  # of a planned row: the sequence and the epoch it was in
 
 
 class Scheduler:
     """Continuous batching: running sequences decode first, prefills share the rest of the step by urgency.
 
-    `preemptions`, `prompt_tokens` and `cached_tokens` count since the start; the latter two over sequences
-    when they first start.
+    `costs` learns from every step that is applied. `preemptions`, `prompt_tokens`, `cached_tokens` and
+    `yields` count since the start: the tokens over sequences when they first start, `yields` how often a
+    prefill in progress was cut short in a step for one that is more urgent and came later.
     """
 
-    def __init__(self, capacity: Capacity, options: SchedulerOptions, *, prefix_cache: bool = True) -> None:
+    def __init__(
+        self,
+        capacity: Capacity,
+        options: SchedulerOptions,
+        *,
+        prefix_cache: bool = True,
+        accounts: Mapping[str, Account] = NO_ACCOUNTS,
+        prior: Costs = TYPICAL,
+    ) -> None:
         self.capacity = capacity
         self.options = options
         self.tables = BlockTables(capacity, prefix_cache=prefix_cache)
+        self.costs = CostModel(prior)
         self.preemptions = 0
         self.prompt_tokens = 0
         self.cached_tokens = 0
-        self._waiting: list[Sequence] = []  # by urgency
-        self._running: dict[int, Sequence] = {}  # by id; they hold blocks
+        self.yields = 0
+        self._policy = POLICIES[options.policy]
+        self._queues = Queues()
+        self._admission = Admission(capacity, options, accounts, self._queues, self.tables, self.costs)
+        self._shares = FairShares(accounts)
         self._choices: dict[str, list[Sequence]] = {}  # the unfinished ones of every request
-        self._unfinished = 0
-        self._flight: dict[int, list[Owner]] = {}  # by plan number
+        self._flight: dict[int, Flight] = {}  # by plan number
+        self._busy_until = 0.0  # when the device will have done what is in flight, as predicted
         self._last_plan = 0
         self._last_sequence = 0
 
     @property
     def waiting(self) -> int:
         """Sequences that hold no blocks yet, or no more."""
-        return self._unfinished - len(self._running)
+        return self._queues.unfinished - len(self._queues.running)
 
     @property
     def running(self) -> int:
-        return len(self._running)
+        return len(self._queues.running)
+
+    def longest_wait(self, now: float) -> float:
+        """Seconds that the request that waits longest for its first token has waited; 0 if none does."""
+        everyone = (*self._queues.waiting, *self._queues.running.values())
+        return max((now - s.request.arrival for s in everyone if not s.generated), default=0.0)
 
     # -- requests come and go -----------------------------------------------------------------------
 
-    def submit(self, request: Request) -> None:
-        """Queue a request, or raise: `ContextLengthError`, `OverloadedError`, `RequestError`."""
-        self._check_request(request)
-        place = due(request, self.options.ageing_seconds)
+    def submit(self, request: Request, now: float) -> float:
+        """Queue a request; the seconds from `now` until its first token, as predicted.
+
+        Raises `ContextLengthError`, `OverloadedError`, `DeadlineError` or `RequestError`, and then nothing
+        has changed.
+        """
+        if request.id in self._choices:
+            raise RequestError(f"a request with the id {request.id!r} is running already", param="request_id")
+        self._admission.check(request)
+        place_in_age = due(request, self._policy.level(self.options))
         choices = [
-            Sequence(self._last_sequence + 1 + choice, request, choice, place) for choice in range(request.n)
+            Sequence(self._last_sequence + 1 + choice, request, choice, place_in_age)
+            for choice in range(request.n)
         ]
+        self._rank(choices[0])
+        busy = max(0.0, self._busy_until - now) if self._flight else 0.0
+        forecast = self._admission.predict(choices[0], self._over(), busy)
+        check_deadline(request, forecast, now)
         self._last_sequence += request.n
-        self._unfinished += request.n
+        self._queues.enter(request.account, request.n)
         self._choices[request.id] = list(choices)
         self._lead(choices)
+        return forecast.seconds
 
     def cancel(self, request_id: str, choice: int | None = None) -> list[Happening]:
         """End a request, or one choice of it, now; its blocks come back at once. Unknown ids are no error."""
@@ -82,78 +113,45 @@ class Scheduler:
         going = list(self._choices.get(request_id, ()))
         return [(sequence, self._finish(sequence, FinishReason.ERROR, error=error)) for sequence in going]
 
-    def _check_request(self, request: Request) -> None:
-        if request.id in self._choices:
-            raise RequestError(f"a request with the id {request.id!r} is running already", param="request_id")
-        if not request.prompt:
-            raise RequestError("the prompt has no tokens", param="prompt")
-        longest = len(request.prompt) + request.max_tokens
-        room = min(self.capacity.max_context, self.capacity.blocks * self.capacity.block_size)
-        if longest > room:
-            raise ContextLengthError(
-                f"{len(request.prompt)} prompt tokens and {request.max_tokens} to generate make {longest}; "
-                f"a sequence has at most {room} here",
-                param="max_tokens",
-            )
-        slots = max(0, self.options.max_running - len(self._running))
-        if self.waiting + request.n > self.options.max_waiting + slots:
-            raise OverloadedError(
-                f"{self.waiting} sequences wait already; send the request again later",
-                retry_after=RETRY_SECONDS,
-            )
-
     def check(self) -> None:
         """Raise AssertionError unless every count of blocks, sequences and tokens agrees."""
-        pool = self.tables.pool
-        holders = Counter(block for s in self._running.values() for block in s.blocks)
-        assert pool.free + pool.held + pool.remembered == pool.total
-        assert all(pool.references(block) == holders[block] for block in range(pool.total))
-        assert [s.urgency for s in self._waiting] == sorted(s.urgency for s in self._waiting)
-        siblings = sum(len(s.siblings) for s in (*self._waiting, *self._running.values()))
-        assert self._unfinished == len(self._waiting) + len(self._running) + siblings
-        assert self._unfinished == sum(len(choices) for choices in self._choices.values())
-        for s in self._running.values():
+        self._queues.check()
+        running = self._queues.running.values()
+        self.tables.check(running)
+        assert self._queues.unfinished == sum(len(choices) for choices in self._choices.values())
+        for s in running:
             assert s.computed <= s.planned <= len(s.tokens) + s.in_flight
-            assert self.tables.to_hold(s.planned) <= len(s.blocks) == len(s.table)
             assert len(s.tokens) + s.in_flight <= s.limit
-        assert not any(s.blocks or s.computed for s in self._waiting)
+        assert not any(s.blocks or s.computed for s in self._queues.waiting)
 
     # -- a step -------------------------------------------------------------------------------------
 
     def plan(self, now: float) -> StepPlan | None:
         """The next step, or None when there is nothing to do until a result or a request comes."""
-        rows: list[Row] = []
-        owners: list[Owner] = []
-        planned: set[int] = set()
-        prefills: list[Sequence] = []
-        size = self.capacity.block_size
-        for sequence in sorted(self._running.values(), key=_by_age):  # the eldest find blocks first
-            pending = len(sequence.tokens) + sequence.in_flight - sequence.planned
-            if pending > 1:
-                prefills.append(sequence)
-            elif pending == 1 and (not sequence.in_flight or self._may_run_ahead(sequence)):
-                has_room = sequence.planned < len(sequence.blocks) * size
-                if has_room or self._grow(sequence, 1, planned):
-                    planned.add(sequence.id)
-                    owners.append((sequence, sequence.epoch))
-                    rows.append(self._row(sequence, 1, len(rows)))
-        for sequence, count in self._prefill_shares(prefills, len(rows), now):
-            fitting = self._grow(sequence, count, planned)
-            if fitting:
-                planned.add(sequence.id)
-                owners.append((sequence, sequence.epoch))
-                rows.append(self._row(sequence, fitting, len(rows)))
-        if not rows:
+        draft = Draft()
+        prefills, read = self._plan_decodes(draft)
+        work = Work(len(draft.rows), read=read)
+        if prefills or self._queues.waiting:
+            for sequence, count in self._prefill_shares(prefills, work, now):
+                fitting = self._grow(sequence, count, draft.planned)
+                if fitting:
+                    work = work.plus(sequence.planned, fitting)
+                    draft.add(sequence, fitting)
+        if not draft.rows:
             return None
+        seconds = self.costs.costs.seconds(work)
         self._last_plan += 1
-        self._flight[self._last_plan] = owners
-        return StepPlan(self._last_plan, tuple(rows))
+        self._busy_until = (max(self._busy_until, now) if self._flight else now) + seconds
+        self._flight[self._last_plan] = Flight(draft.owners, work)
+        self._charge(draft, now)
+        return StepPlan(self._last_plan, tuple(draft.rows), seconds)
 
     def apply(self, plan: StepPlan, result: StepResult) -> list[Happening]:
         """Take a step's result in; the events are in the order of its rows."""
         events: list[Happening] = []
         size = self.capacity.block_size
-        owners = self._flight.pop(plan.number)
+        owners, work = self._flight.pop(plan.number)
+        self.costs.observe(work, result.seconds)
         for row, given, (sequence, epoch) in zip(plan.rows, result.rows, owners, strict=True):
             if sequence.epoch != epoch:
                 continue  # it ended, or was preempted, while the step ran
@@ -170,61 +168,111 @@ class Scheduler:
     def fail(self, plan: StepPlan, error: str) -> list[Happening]:
         """The step failed as a whole: every request in it ends with `error`, nobody else notices."""
         events: list[Happening] = []
-        for sequence, epoch in self._flight.pop(plan.number):
+        for sequence, epoch in self._flight.pop(plan.number).owners:
             if sequence.epoch == epoch:
                 events += self.end(sequence.request.id, error)
         return events
 
+    def sequences(self, plan: StepPlan) -> list[Sequence]:
+        """Whose rows a plan in flight has, in their order."""
+        return [sequence for sequence, _ in self._flight[plan.number].owners]
+
+    def _plan_decodes(self, draft: Draft) -> tuple[list[Sequence], int]:
+        """Rows of one token for all that decode; those that prefill, and the keys that the rows attend."""
+        prefills: list[Sequence] = []
+        read = 0
+        size = self.capacity.block_size
+        for sequence in sorted(self._queues.running.values(), key=by_age):  # the eldest find blocks first
+            planned = sequence.planned
+            pending = len(sequence.tokens) + sequence.in_flight - planned
+            if pending > 1:
+                prefills.append(sequence)
+            elif (
+                pending == 1
+                and (not sequence.in_flight or may_run_ahead(sequence))
+                and (planned < len(sequence.blocks) * size or self._grow(sequence, 1, draft.planned))
+            ):
+                draft.add(sequence, 1)
+                read += planned + 1
+        return prefills, read
+
     # -- who prefills, and how much -----------------------------------------------------------------
 
     def _prefill_shares(
-        self, prefills: list[Sequence], decodes: int, now: float
-    ) -> Iterator[tuple[Sequence, int]]:
-        if not (prefills or self._waiting):
-            return iter(())
-        options = self.options
-        budget = max(options.step_tokens - decodes, int(options.step_tokens * options.eldest_share), 1)
-        prefills = [s for s in prefills if s.id in self._running]  # the others lost their blocks just now
+        self, prefills: list[Sequence], decodes: Work, now: float
+    ) -> Iterable[tuple[Sequence, int]]:
+        costs, running, over = self.costs.costs, self._queues.running, self._over()
+        budget = self._budget(decodes, alone=False)
+        prefills = [s for s in prefills if s.id in running]  # the others lost their blocks just now
         for sequence in prefills:
-            sequence.urgency = urgency(sequence, sequence.pending)
-        prefills.sort(key=_by_urgency)
-        prefills += self._start_waiting(prefills, budget, now)
-        prefills.sort(key=_by_urgency)
-        shares = split(budget, [(s, s.pending) for s in prefills], options.eldest_share)
+            self._rank(sequence)
+        prefills += self._start_waiting(prefills, budget, over, now)
+        prefills.sort(key=lambda sequence: place(sequence, over))
+        if prefills and len(prefills) == len(running):  # nobody decodes, so nobody feels a longer step
+            first = prefills[0]
+            if costs.prefill(first.planned, first.pending) > budget.seconds:
+                budget = self._budget(decodes, alone=True)
+        shares = split(budget, prefills, costs)
+        self._count_yields(prefills, shares)
         return zip(prefills, shares, strict=True)
 
-    def _start_waiting(self, prefills: list[Sequence], budget: int, now: float) -> list[Sequence]:
-        """Start the waiting sequences that this step has tokens, slots and blocks for, most urgent first."""
-        if not self._waiting or len(self._running) >= self.options.max_running:
-            return []
-        reserved = sum(self.tables.wanted(s) for s in prefills)
+    def _budget(self, decodes: Work, *, alone: bool) -> Budget:
+        costs = self.costs.costs
+        spent, shares = costs.seconds(decodes), self._policy.shares
+        return step_budget(self.options, costs, decodes=spent, rows=decodes.rows, alone=alone, shares=shares)
+
+    def _count_yields(self, prefills: list[Sequence], shares: list[int]) -> None:
+        latest = -inf  # due, of those more urgent
+        for sequence, count in zip(prefills, shares, strict=True):
+            self.yields += sequence.planned > 0 and count < sequence.pending and sequence.due < latest
+            if count:
+                latest = max(latest, sequence.due)
+
+    def _start_waiting(
+        self, prefills: list[Sequence], budget: Budget, over: Collection[str], now: float
+    ) -> list[Sequence]:
+        """Start the waiting sequences that this step has time, slots and blocks for, most urgent first."""
+        waiting, has_slot = self._queues.waiting, self._has_slot
         started: list[Sequence] = []
-        eldest = min(self._waiting, key=_by_age)
-        if now - eldest.request.arrival >= self.options.ageing_seconds:
-            if not self._start(eldest, reserved, now):
+        reserved = sum(self.tables.wanted(s) for s in prefills)
+        overdue = self._overdue(prefills, budget, now)
+        if overdue is not None:
+            if not self._start(overdue, reserved, now):
                 return []  # it has waited enough: nobody starts before it
-            started.append(eldest)
-            reserved += self.tables.wanted(eldest)
-        ahead = sum(s.pending for s in started)
-        unseen = iter(prefills)
-        runner = next(unseen, None)
-        for sequence in self._waiting[:budget]:
-            while runner is not None and runner.urgency < sequence.urgency:
-                ahead += runner.pending
-                runner = next(unseen, None)
-            if ahead >= budget or not self._start(sequence, reserved, now):
+            started.append(overdue)
+            reserved += self.tables.wanted(overdue)
+        ahead = 0.0  # seconds of prefill
+        tokens = 0
+        runners = sorted((*prefills, *started), key=lambda sequence: place(sequence, over), reverse=True)
+        while (sequence := waiting.first(over, has_slot)) is not None:
+            while runners and place(runners[-1], over) < place(sequence, over):
+                runner = runners.pop()
+                ahead += self.costs.costs.prefill(runner.planned, runner.pending)
+                tokens += runner.pending
+            if budget.spent_by(ahead, tokens) or not self._start(sequence, reserved, now):
                 break
             started.append(sequence)
+            runners.append(sequence)
             reserved += self.tables.wanted(sequence)
-            ahead += sequence.pending
         return started
 
+    def _overdue(self, prefills: list[Sequence], budget: Budget, now: float) -> Sequence | None:
+        """The waiting sequence due first, once it has waited enough and what is certain is its."""
+        if not self._policy.shares:
+            return None
+        eldest = self._queues.waiting.eldest(self._has_slot)
+        if eldest is None or now - eldest.due < self.options.ageing_seconds:
+            return None
+        elder = [s for s in prefills if by_age(s) < by_age(eldest)]
+        seconds = sum(self.costs.costs.prefill(s.planned, s.pending) for s in elder)
+        return None if budget.certain_spent_by(seconds, sum(s.pending for s in elder)) else eldest
+
     def _start(self, sequence: Sequence, reserved: int, now: float) -> bool:
-        if len(self._running) >= self.options.max_running or not self.tables.open(sequence, reserved):
+        """Let it run if its blocks fit beside those that are `reserved`."""
+        if not self.tables.open(sequence, reserved):
             return False
-        self._unqueue(sequence)
-        self._running[sequence.id] = sequence
-        sequence.urgency = urgency(sequence, sequence.pending)
+        self._queues.start(sequence)
+        self._rank(sequence)
         if sequence.epoch == 1:
             sequence.started = now
             sequence.cached = sequence.computed
@@ -232,26 +280,34 @@ class Scheduler:
             self.cached_tokens += sequence.computed
         return True
 
-    # -- rows and their blocks ----------------------------------------------------------------------
+    def _has_slot(self, account: str) -> bool:
+        return self._admission.slots(account) > 0
 
-    def _may_run_ahead(self, sequence: Sequence) -> bool:
-        """Whether the next row can be planned before the token in flight is known."""
-        if sequence.penalised:
-            return False  # a draw that looks at the tokens before it needs them all
-        return len(sequence.tokens) + sequence.in_flight < sequence.limit
+    def _over(self) -> Collection[str]:
+        """Accounts that go behind others of their class, having used more than their share."""
+        accounts = self._queues.accounts
+        return self._shares.over(accounts) if len(accounts) > 1 else ()
+
+    def _charge(self, draft: Draft, now: float) -> None:
+        if len(self._queues.accounts) < 2:
+            return
+        self._shares.charge(draft.used(self.costs.costs), now)
+
+    # -- blocks -------------------------------------------------------------------------------------
 
     def _grow(self, sequence: Sequence, count: int, planned: set[int]) -> int:
         """Find blocks for `count` more tokens, if need be those of younger sequences: the tokens that fit.
 
         Sequences that have a row in this step already (`planned`) keep theirs.
         """
-        if sequence.id not in self._running:
+        running = self._queues.running
+        if not count or sequence.id not in running:
             return 0  # an elder took its blocks in this very step
         missing = self.tables.missing(sequence, count)
         if missing <= 0:
             return count
         while missing > self.tables.pool.available:
-            victim = max((s for s in self._running.values() if s.id not in planned), key=_by_age)
+            victim = max((s for s in running.values() if s.id not in planned), key=by_age)
             if victim is sequence:
                 missing = self.tables.pool.available
                 room = (len(sequence.blocks) + missing) * self.capacity.block_size
@@ -264,44 +320,9 @@ class Scheduler:
     def _preempt(self, sequence: Sequence) -> None:
         """Take a sequence's blocks; what is not remembered by then it computes again later."""
         self.preemptions += 1
-        del self._running[sequence.id]
+        self._queues.preempt(sequence)
         self.tables.close(sequence)
         self._queue(sequence)
-
-    def _row(self, sequence: Sequence, count: int, index: int) -> Row:
-        """Plan the next `count` tokens of a sequence as row `index` of the step."""
-        start = sequence.planned
-        stop = start + count
-        known = len(sequence.tokens)
-        sequence.planned = stop
-        source = -1
-        if start >= known:
-            tokens: tuple[int, ...] = (0,)
-            source = sequence.row
-        else:
-            tokens = (sequence.tokens[start],) if count == 1 else tuple(sequence.tokens[start:stop])
-        draw = None
-        if stop == known + sequence.in_flight and stop < sequence.limit:
-            draw = self._draw(sequence, stop)
-            sequence.in_flight += 1
-            sequence.row = index
-        if not sequence.wants_scores:
-            return Row(sequence.id, start, tokens, sequence.table, draw, (), source)
-        targets = sequence.request.prompt[start + 1 : stop + 1]
-        wanted = sequence.request.prompt_logprobs or 0
-        return Row(sequence.id, start, tokens, sequence.table, draw, (), source, targets, wanted)
-
-    def _draw(self, sequence: Sequence, position: int) -> Draw:
-        request = sequence.request
-        sampling = request.sampling
-        early = position < sequence.prompt_length + request.min_tokens
-        if not (early or sequence.penalised):
-            return Draw(sampling, sequence.seed, position)
-        banned = tuple(sorted(request.stop_ids)) if early else ()
-        if not sequence.penalised:
-            return Draw(sampling, sequence.seed, position, banned=banned)
-        generated = tuple(sequence.tokens[sequence.prompt_length :])
-        return Draw(sampling, sequence.seed, position, request.prompt, generated, banned)
 
     # -- results ------------------------------------------------------------------------------------
 
@@ -329,13 +350,16 @@ class Scheduler:
 
     # -- the queue ----------------------------------------------------------------------------------
 
-    def _queue(self, sequence: Sequence) -> None:
-        remaining = len(sequence.tokens) - self.tables.remembered_tokens(sequence)
-        sequence.urgency = urgency(sequence, remaining)
-        insort(self._waiting, sequence, key=_by_urgency)
+    def _rank(self, sequence: Sequence) -> None:
+        """Bring its urgency up to date."""
+        held = sequence.id in self._queues.running
+        known = sequence.planned if held else self.tables.remembered_tokens(sequence)
+        sequence.left = len(sequence.tokens) + sequence.in_flight - known
+        sequence.urgency = self._policy.order(sequence)
 
-    def _unqueue(self, sequence: Sequence) -> None:
-        del self._waiting[bisect_left(self._waiting, sequence.urgency, key=_by_urgency)]
+    def _queue(self, sequence: Sequence) -> None:
+        self._rank(sequence)
+        self._queues.waiting.add(sequence)
 
     def _lead(self, choices: list[Sequence]) -> None:
         """Queue the first of `choices`; the others wait until it has computed the prompt they share."""
@@ -358,22 +382,18 @@ class Scheduler:
         stop_id: int | None = None,
         error: str | None = None,
     ) -> Finished:
-        leader = sequence.leader
-        if self._running.pop(sequence.id, None) is None:
-            if leader is not None and sequence in leader.siblings:
-                leader.siblings.remove(sequence)
-            else:
-                self._unqueue(sequence)
+        self._queues.leave(sequence)
         self.tables.close(sequence)
         if sequence.siblings:  # it ended before it had computed their prompt
             heirs, sequence.siblings = sequence.siblings, []
             self._lead(heirs)
-        self._unfinished -= 1
         choices = self._choices[sequence.request.id]
         choices.remove(sequence)
         if not choices:
             del self._choices[sequence.request.id]
         completion = sequence.generated + (stop_id is not None)
+        if reason is not FinishReason.ERROR:
+            self._admission.answered(completion)
         return Finished(
             sequence.choice, reason, sequence.prompt_length, completion, sequence.cached, stop_id, error
         )

@@ -24,6 +24,7 @@ class Sequence:
         "id",
         "in_flight",
         "leader",
+        "left",
         "limit",
         "node",
         "penalised",
@@ -52,7 +53,8 @@ class Sequence:
         self.tokens = list(request.prompt)
         self.prompt_length = len(request.prompt)
         self.limit = self.prompt_length + request.max_tokens  # most tokens it may have
-        self.urgency: tuple[int, int, float, int] = (0, 0, 0.0, 0)
+        self.left = 0  # tokens to prefill, when it was last ranked
+        self.urgency: tuple[float, ...] = ()
         self.leader: Sequence | None = None  # the choice that computes the prompt for this one
         self.siblings: list[Sequence] = []  # choices that wait for this one to compute their prompt
         self.scores: list[TokenLogprob] | None = None  # of the prompt, once they are all known

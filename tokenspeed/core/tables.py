@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Collection
+
 from tokenspeed.core.blocks import BlockPool
 from tokenspeed.core.plan import Capacity
 from tokenspeed.core.prefix import ROOT, PrefixIndex
@@ -73,6 +76,14 @@ class BlockTables:
                 if new:
                     self.pool.make_findable(block)
             sequence.published += 1
+
+    def check(self, holders: Collection[Sequence]) -> None:
+        """Raise AssertionError unless every block is accounted for, and its holders are those."""
+        pool = self.pool
+        held = Counter(block for sequence in holders for block in sequence.blocks)
+        assert pool.free + pool.held + pool.remembered == pool.total
+        assert all(pool.references(block) == held[block] for block in range(pool.total))
+        assert all(self.to_hold(s.planned) <= len(s.blocks) == len(s.table) for s in holders)
 
     def _shared(self, sequence: Sequence) -> tuple[list[int], int]:
         if sequence.wants_scores:

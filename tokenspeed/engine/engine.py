@@ -10,16 +10,27 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from typing import NamedTuple
 
+from tokenspeed.core.costs import Costs
 from tokenspeed.core.plan import Backend, StepPlan, StepResult
 from tokenspeed.core.request import Request
 from tokenspeed.core.scheduler import Happening, Scheduler
-from tokenspeed.engine.metrics import EngineMetrics
+from tokenspeed.engine.observer import Observer, Step
 from tokenspeed.engine.streams import Stream
 from tokenspeed.errors import EngineError, EngineStoppedError
 
 log = logging.getLogger(__name__)
+
+
+class Flight(NamedTuple):
+    """A step that the device has: since when, and the costs it was planned with."""
+
+    plan: StepPlan
+    result: Awaitable[StepResult]
+    since: float
+    costs: Costs
 
 
 class Engine:
@@ -29,17 +40,18 @@ class Engine:
         self,
         scheduler: Scheduler,
         backend: Backend,
-        metrics: EngineMetrics,
+        observers: Sequence[Observer] = (),
         *,
         clock: Callable[[], float] | None = None,
     ) -> None:
         """`clock` is in seconds; None takes the running loop's, which in a simulation is virtual."""
         self.scheduler = scheduler
-        self.metrics = metrics
+        self._observers = tuple(observers)
         self._backend = backend
         self._clock = clock
         self._streams: dict[str, Stream] = {}
-        self._flight: deque[tuple[StepPlan, Awaitable[StepResult]]] = deque()
+        self._flight: deque[Flight] = deque()
+        self._free_since = 0.0  # when the device had done its last step
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._accepting = False
@@ -67,12 +79,14 @@ class Engine:
         return asyncio.get_running_loop().time() if self._clock is None else self._clock()
 
     def submit(self, request: Request) -> Stream:
-        """Queue a request. Raises `RequestError` (its fault), `OverloadedError` or `EngineStoppedError`."""
+        """Queue a request. Raises what `Scheduler.submit` does, and `EngineStoppedError`."""
         if not self._accepting:
             raise EngineStoppedError("the server is stopping and takes no more requests")
-        self.scheduler.submit(request)
-        stream = self._streams[request.id] = Stream(request, self.cancel)
-        self.metrics.request_submitted()
+        now = self.now()
+        predicted = now - request.arrival + self.scheduler.submit(request, now)
+        stream = self._streams[request.id] = Stream(request, self.cancel, predicted)
+        for observer in self._observers:
+            observer.submitted(request, predicted, now)
         self._idle.clear()
         self._wake.set()
         return stream
@@ -141,36 +155,51 @@ class Engine:
     def _hand_over(self) -> None:
         """Fill the device's queue: one step, and one more where steps are short (`run_ahead`)."""
         while len(self._flight) <= self.scheduler.options.run_ahead:
-            if self._flight and self._flight[-1][0].prefills:
+            if self._flight and self._flight[-1].plan.prefills:
                 return  # a prefill hides the host's time, and whoever arrives meanwhile is in the next step
-            plan = self.scheduler.plan(self.now())
+            now = self.now()
+            plan = self.scheduler.plan(now)
             if plan is None:
                 return
-            self._flight.append((plan, self._backend.submit(plan)))
+            self._flight.append(Flight(plan, self._backend.submit(plan), now, self.scheduler.costs.costs))
 
     async def _take_in(self) -> list[Happening]:
-        plan, pending = self._flight[0]
+        flight = self._flight[0]
         try:
-            result = await pending
+            result = await flight.result
         except EngineError as error:
             self._flight.popleft()
-            log.error("step %d failed: %s", plan.number, error)
-            self.metrics.step_failed()
-            return self.scheduler.fail(plan, str(error))
+            return self._fail(flight, error)
         self._flight.popleft()
-        return self.apply(plan, result)
+        return self._apply(flight, result)
 
-    def apply(self, plan: StepPlan, result: StepResult) -> list[Happening]:
+    def _fail(self, flight: Flight, error: EngineError) -> list[Happening]:
+        """End the requests of a step that failed; what happened is still to be delivered."""
+        plan, now = flight.plan, self.now()
+        log.error("step %d failed: %s", plan.number, error)
+        for observer in self._observers:
+            observer.step_failed(plan, now)
+        return self.scheduler.fail(plan, str(error))
+
+    def _apply(self, flight: Flight, result: StepResult) -> list[Happening]:
         """Take a step's result into the books; what happened is still to be delivered."""
-        self.metrics.step_done(plan, result)
+        plan, now = flight.plan, self.now()
+        if self._observers:
+            sequences = self.scheduler.sequences(plan)
+            began = max(flight.since, self._free_since)
+            step = Step(plan, result, sequences, began, now, flight.costs)
+            for observer in self._observers:
+                observer.stepped(step)
+        self._free_since = now
         return self.scheduler.apply(plan, result)
 
     def deliver(self, happenings: list[Happening]) -> None:
         """Push what happened to the streams that wait for it."""
         now = self.now()
         streams = self._streams
+        for observer in self._observers:
+            observer.delivered(happenings, now)
         for sequence, event in happenings:
-            self.metrics.event(sequence, event, now)
             request_id = sequence.request.id
             stream = streams[request_id]
             stream.push(event)

@@ -14,8 +14,10 @@ class Stream:
     A slow reader gets larger batches, never a longer queue of small ones.
     """
 
-    def __init__(self, request: Request, cancel: Callable[[str, int | None], None]) -> None:
+    def __init__(self, request: Request, cancel: Callable[[str, int | None], None], predicted: float) -> None:
+        """`predicted` is in seconds, from the request's arrival to its first token."""
         self.request = request
+        self.predicted = predicted
         self._cancel = cancel
         self._events: list[Event] = []
         self.open = request.n  # choices that are not finished

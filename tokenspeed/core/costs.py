@@ -1,0 +1,172 @@
+"""What a step costs: predicted from its rows, and learned from the steps that were measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import exp, inf, sqrt
+from typing import NamedTuple
+
+from tokenspeed.core.plan import Row
+
+
+class Work(NamedTuple):
+    """What drives the cost of a step. A row of one token is a decode, a longer one prefills."""
+
+    rows: int = 0
+    tokens: int = 0  # that prefill
+    attended: int = 0  # keys that those tokens attend, summed over the tokens
+    read: int = 0  # keys that decode rows attend
+
+    def plus(self, start: int, count: int) -> Work:
+        """With one more row: `count` tokens from position `start` on."""
+        if count == 1:
+            return self._replace(rows=self.rows + 1, read=self.read + start + 1)
+        attended = self.attended + attended_by(start, count)
+        return self._replace(rows=self.rows + 1, tokens=self.tokens + count, attended=attended)
+
+    @classmethod
+    def of(cls, rows: Iterable[Row]) -> Work:
+        work = cls()
+        for row in rows:
+            work = work.plus(row.start, len(row.tokens))
+        return work
+
+
+def attended_by(start: int, count: int) -> int:
+    """Keys that `count` tokens from position `start` on attend: each itself and all before it."""
+    return count * start + count * (count + 1) // 2
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """Coefficients in seconds: of a step at all, each row, each prefill token, each key attended or read."""
+
+    base: float
+    row: float
+    token: float
+    attended: float
+    read: float
+
+    def seconds(self, work: Work) -> float:
+        """Of a whole step."""
+        return (
+            self.base
+            + self.row * work.rows
+            + self.token * work.tokens
+            + self.attended * work.attended
+            + self.read * work.read
+        )
+
+    def prefill(self, start: int, count: int) -> float:
+        """What `count` more tokens of one prompt, from position `start` on, add to a step."""
+        return self.row + self.token * count + self.attended * attended_by(start, count)
+
+    def decode(self, context: int) -> float:
+        """What a decode row that attends `context` keys adds to a step."""
+        return self.row + self.read * context
+
+    def tokens_within(self, seconds: float, start: int) -> float:
+        """How many tokens of a prompt from `start` on fit into so much of a step; solves `prefill`."""
+        room = seconds - self.row
+        if room <= 0.0:
+            return 0.0
+        linear = self.token + self.attended * (start + 0.5)
+        if linear <= 0.0 or room == inf:
+            return inf
+        # a/2 n^2 + linear n = room, in the form that loses no digits where a is tiny
+        return 2.0 * room / (linear + sqrt(linear * linear + 2.0 * self.attended * room))
+
+
+# A guess before the first measured step: a model of some hundred million parameters on a CPU.
+TYPICAL = Costs(base=5e-3, row=2e-4, token=8e-4, attended=1e-7, read=1e-7)
+
+MEMORY = 256  # steps of either kind after which a measurement counts 1/e
+PRIOR_STEPS = 2.0  # how many measured steps the prior's proportions are worth
+LEAST = 0.02  # of the prior, scaled to what was measured: no cost is ever taken for nothing
+OUTLIER = 3.0  # typical errors beyond which a step counts less, the further off the less
+EAGER = 32  # steps after which the coefficients are refitted less often
+REFIT_EVERY = 8
+SWEEPS = 24
+PACE_STEP = 0.03  # how fast the prediction follows a device that slows down or speeds up as a whole
+SIZE = 5
+_Matrix = list[list[float]]
+
+
+class _Samples:
+    """Sums over the measured steps of one kind, the older the lighter."""
+
+    def __init__(self) -> None:
+        self.products: _Matrix = [[0.0] * SIZE for _ in range(SIZE)]
+        self.targets = [0.0] * SIZE
+
+    def add(self, parts: list[float], target: float, weight: float) -> None:
+        """A step that took `target`, of which the prior expects `parts`."""
+        keep = 1.0 - 1.0 / MEMORY
+        for i, row in enumerate(self.products):
+            part = weight * parts[i]
+            self.targets[i] = keep * self.targets[i] + part * target
+            for j in range(SIZE):
+                row[j] = keep * row[j] + part * parts[j]
+
+
+class CostModel:
+    """Predicts a step's seconds; each measured step corrects it. Nothing is kept beyond the process.
+
+    The coefficients are the prior's times factors that are fitted by least squares of relative errors, kept
+    positive, and drawn towards one common factor as long as the steps do not tell them apart. Steps that
+    only decode and steps that prefill are forgotten separately, so an hour of decoding does not unlearn
+    what a prefill costs. A step far off counts little. On top, one factor follows the device's pace.
+    """
+
+    def __init__(self, prior: Costs = TYPICAL) -> None:
+        self._prior = (prior.base, prior.row, prior.token, prior.attended, prior.read)
+        self._factors = [1.0] * SIZE
+        self._decodes = _Samples()
+        self._prefills = _Samples()
+        self._pace = 1.0
+        self.typical_error = 0.5  # of a prediction, relative: a running median
+        self.steps = 0  # measured so far
+        self.costs = prior
+
+    def observe(self, work: Work, seconds: float) -> None:
+        """Learn from a step that took so long."""
+        if not 0.0 < seconds < inf:
+            return  # a clock that cannot be right
+        parts = [p * x for p, x in zip(self._prior, (1, *work), strict=True)]
+        fitted = sum([f * p for f, p in zip(self._factors, parts, strict=True)])
+        error = seconds / (fitted * self._pace) - 1.0
+        weight = 1.0
+        if self.steps >= SIZE:  # before that there is nothing to be far off from
+            weight = min(1.0, OUTLIER * self.typical_error / max(abs(error), 1e-9))
+            self._follow(error)
+        self.steps += 1
+        scale = max(seconds, fitted)  # relative errors, and a step that hung is not the measure of the rest
+        samples = self._prefills if work.tokens else self._decodes
+        samples.add([part / scale for part in parts], seconds / scale, weight)
+        if self.steps <= EAGER or self.steps % REFIT_EVERY == 0:
+            self._fit()
+        self.costs = Costs(*[f * p * self._pace for f, p in zip(self._factors, self._prior, strict=True)])
+
+    def _follow(self, error: float) -> None:
+        """Let the typical error and the pace drift towards what was just seen; no step moves them far."""
+        self.typical_error *= 1.05 if abs(error) > self.typical_error else 1 / 1.05
+        self.typical_error = min(1.0, max(0.01, self.typical_error))
+        self._pace *= exp(PACE_STEP * max(-1.0, min(1.0, error / self.typical_error)))
+
+    def _fit(self) -> None:
+        """Minimise the weighted squares by coordinate descent, which keeps every factor positive."""
+        decodes, prefills = self._decodes, self._prefills
+        products = [
+            [a + b for a, b in zip(*rows, strict=True)]
+            for rows in zip(decodes.products, prefills.products, strict=True)
+        ]
+        targets = [a + b for a, b in zip(decodes.targets, prefills.targets, strict=True)]
+        common = sum(targets) / max(sum(map(sum, products)), 1e-30)  # the best single factor for all
+        ridge = PRIOR_STEPS * sum(products[i][i] for i in range(SIZE)) / (SIZE * max(self.steps, 1))
+        factors = self._factors
+        for _ in range(SWEEPS):
+            for i, row in enumerate(products):
+                others = sum([a * f for a, f in zip(row, factors, strict=True)]) - row[i] * factors[i]
+                best = (targets[i] - others + ridge * common) / (row[i] + ridge)
+                factors[i] = max(LEAST * common, best)

@@ -1,0 +1,83 @@
+"""The rows of a step: what each sequence asks of the device."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from tokenspeed.core.costs import Costs, Work
+from tokenspeed.core.plan import Draw, Row
+from tokenspeed.core.sequence import Sequence
+
+
+class Flight(NamedTuple):
+    """A planned step: whose its rows are, each with the epoch it was in, and the work they make."""
+
+    owners: list[tuple[Sequence, int]]
+    work: Work
+
+
+class Draft:
+    """A step while it is planned."""
+
+    def __init__(self) -> None:
+        self.rows: list[Row] = []
+        self.owners: list[tuple[Sequence, int]] = []
+        self.planned: set[int] = set()  # sequences that have a row
+
+    def add(self, sequence: Sequence, count: int) -> None:
+        """A row for the next `count` tokens of a sequence, whose blocks are there."""
+        self.planned.add(sequence.id)
+        self.owners.append((sequence, sequence.epoch))
+        self.rows.append(next_row(sequence, count, len(self.rows)))
+
+    def used(self, costs: Costs) -> dict[str, float]:
+        """Seconds that the rows of each account add to the step."""
+        used: dict[str, float] = {}
+        for row, (sequence, _) in zip(self.rows, self.owners, strict=True):
+            account = sequence.request.account
+            used[account] = used.get(account, 0.0) + costs.prefill(row.start, len(row.tokens))
+        return used
+
+
+def may_run_ahead(sequence: Sequence) -> bool:
+    """Whether the next row can be planned before the token in flight is known."""
+    if sequence.penalised:
+        return False  # a draw that looks at the tokens before it needs them all
+    return len(sequence.tokens) + sequence.in_flight < sequence.limit
+
+
+def next_row(sequence: Sequence, count: int, index: int) -> Row:
+    """Plan the next `count` tokens of a sequence as row `index` of the step."""
+    start = sequence.planned
+    stop = start + count
+    known = len(sequence.tokens)
+    sequence.planned = stop
+    source = -1
+    if start >= known:
+        tokens: tuple[int, ...] = (0,)
+        source = sequence.row
+    else:
+        tokens = (sequence.tokens[start],) if count == 1 else tuple(sequence.tokens[start:stop])
+    draw = None
+    if stop == known + sequence.in_flight and stop < sequence.limit:
+        draw = _draw(sequence, stop)
+        sequence.in_flight += 1
+        sequence.row = index
+    if not sequence.wants_scores:
+        return Row(sequence.id, start, tokens, sequence.table, draw, (), source)
+    targets = sequence.request.prompt[start + 1 : stop + 1]
+    wanted = sequence.request.prompt_logprobs or 0
+    return Row(sequence.id, start, tokens, sequence.table, draw, (), source, targets, wanted)
+
+
+def _draw(sequence: Sequence, position: int) -> Draw:
+    request = sequence.request
+    sampling = request.sampling
+    early = position < sequence.prompt_length + request.min_tokens
+    if not (early or sequence.penalised):
+        return Draw(sampling, sequence.seed, position)
+    banned = tuple(sorted(request.stop_ids)) if early else ()
+    if not sequence.penalised:
+        return Draw(sampling, sequence.seed, position, banned=banned)
+    generated = tuple(sequence.tokens[sequence.prompt_length :])
+    return Draw(sampling, sequence.seed, position, request.prompt, generated, banned)
