@@ -269,7 +269,7 @@ class Generation:
 
     @property
     def predicted(self) -> float:
-        """How many seconds after the arrival every prompt was to have its first token, by the first forecast."""
+        """Seconds from arrival until every prompt has its first token, as it was forecast at admission."""
         return max(stream.predicted for stream in self._streams)
 
     @property
