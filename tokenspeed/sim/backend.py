@@ -64,12 +64,20 @@ def continuation(
 EVEN = Costs(base=0.005, row=0.0005, token=0.0005, attended=0.0, read=0.0)
 
 
+POSITIONS = 1 << 32  # tokens kept for each seed
+
+
+def token(seed: int, position: int) -> int:
+    """What stands for the token that is drawn with `seed` at `position`; no other draw gives it."""
+    return seed * POSITIONS + position
+
+
 class SimBackend:
     """A `Backend` on the clock of the running loop; the steps that `fails` picks fail as a whole.
 
-    A step takes what `costs` say. Without `memory` only time is simulated: nothing is hashed or checked,
-    tokens are an arithmetic of sequence and position, and `plans` stays empty, so that contexts of tens of
-    thousands of tokens and hours of traffic fit.
+    A step takes what `costs` say. With `says` only time is simulated: nothing is hashed or checked, a row's
+    token is what `says` makes of its draw, and `plans` stays empty, so that contexts of tens of thousands of
+    tokens and hours of traffic fit.
     """
 
     def __init__(
@@ -78,15 +86,15 @@ class SimBackend:
         *,
         vocabulary: int = 1000,
         costs: Costs = EVEN,
-        memory: bool = True,
+        says: Callable[[Draw], int] | None = None,
         fails: Callable[[StepPlan], bool] = lambda plan: False,
     ) -> None:
         self._capacity = capacity
         self._vocabulary = vocabulary
         self._costs = costs
-        self._memory = memory
+        self._says = says
         self._fails = fails
-        self._pool = np.zeros(capacity.blocks * capacity.block_size if memory else 0, np.uint64)
+        self._pool = np.zeros(capacity.blocks * capacity.block_size if says is None else 0, np.uint64)
         self._free_at = 0.0
         self._last: list[int] = []
         self.plans: list[StepPlan] = []
@@ -97,7 +105,7 @@ class SimBackend:
 
     def submit(self, plan: StepPlan) -> asyncio.Future[StepResult]:
         loop = asyncio.get_running_loop()
-        if self._memory:
+        if self._says is None:
             self.plans.append(plan)
         seconds = self._costs.seconds(Work.of(plan.rows))
         self._free_at = max(self._free_at, loop.time()) + seconds
@@ -115,26 +123,15 @@ class SimBackend:
             self._last = [0] * len(plan.rows)
             future.set_exception(EngineError("the simulated device failed"))
             return
-        if not self._memory:
-            future.set_result(StepResult(tuple(map(self._token, plan.rows)), seconds))
+        if self._says is not None:
+            says = self._says
+            future.set_result(StepResult(tuple([_said(row, says) for row in plan.rows]), seconds))
             return
         self._check_writes(plan)
         inputs = [self._write(row) for row in plan.rows]  # all rows write before any attends, as on a device
         results = tuple(self._row(row, tokens) for row, tokens in zip(plan.rows, inputs, strict=True))
         self._last = [result.tokens[0] if result.tokens else 0 for result in results]
         future.set_result(StepResult(results, seconds))
-
-    def _token(self, row: Row) -> RowResult:
-        """What a row gives where only time is simulated."""
-        draw = row.draw
-        scored = tuple(TokenLogprob(target, -1.0) for target in row.targets)
-        if draw is None:
-            return RowResult(scored=scored) if scored else NOTHING
-        token = (row.sequence * 7919 + draw.position) % self._vocabulary
-        while token in draw.banned:
-            token = (token + 1) % self._vocabulary
-        logprobs = None if draw.sampling.logprobs is None else (TokenLogprob(token, -1.0),)
-        return RowResult((token,), logprobs, scored)
 
     def _check_writes(self, plan: StepPlan) -> None:
         """Rows run in any order, or at once: no two may write the same block."""
@@ -171,3 +168,16 @@ class SimBackend:
 
     def _draw(self, context: Hashes, draw: Draw) -> int:
         return _sampled(context, draw.sampling, draw.seed, self._vocabulary, draw.banned)
+
+
+def _said(row: Row, says: Callable[[Draw], int]) -> RowResult:
+    """What a row gives where only time is simulated."""
+    draw = row.draw
+    if draw is not None and not row.targets and draw.sampling.logprobs is None:
+        return RowResult((says(draw),))
+    scored = tuple(TokenLogprob(target, -1.0) for target in row.targets)
+    if draw is None:
+        return RowResult(scored=scored) if scored else NOTHING
+    drawn = says(draw)
+    logprobs = None if draw.sampling.logprobs is None else (TokenLogprob(drawn, -1.0),)
+    return RowResult((drawn,), logprobs, scored)
