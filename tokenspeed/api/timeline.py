@@ -27,11 +27,11 @@ class TimelineEndpoint:
         return [Route("/requests/{id}/timeline", self.get_one)]
 
     async def get_one(self, http: Request) -> Response:
-        request_id = http.path_params["id"]
+        request_id, account = http.path_params["id"], caller_of(http).account
         timeline = self._timeline(request_id)
-        if timeline is None or timeline.account != caller_of(http).account:
+        if timeline is None or timeline.account != account:
             raise NotFoundError(
                 f"There is no request {request_id[:100]!r} here; only the latest ones are kept.",
                 code="request_not_found",
             )
-        return Response(orjson.dumps(timeline), media_type="application/json")
+        return Response(orjson.dumps(timeline.to_dict(account)), media_type="application/json")
