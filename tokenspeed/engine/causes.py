@@ -47,8 +47,8 @@ def after(began: float, ended: float, since: float) -> float:
 def prefilling(step: Step) -> list[tuple[core.Sequence, Row, float]]:
     """The rows that prefill, with their sequence and the seconds of the step that they took.
 
-    As for the cost model, a row of one token decodes. The step's measured seconds are divided in the proportion
-    of what it predicts; the step's base belongs to nobody.
+    As for the cost model, a row of one token decodes. The step's measured seconds are divided in the
+    proportion of what it predicts; the step's base belongs to nobody.
     """
     found = [
         (sequence, row)
@@ -119,7 +119,7 @@ class Others:
 
 
 def others(steps: Iterable[Prefills], request: str, since: float) -> Others:
-    """What requests other than `request` prefilled in `steps`; of one that ran at `since` the part after it."""
+    """What requests other than `request` prefilled in `steps`, after `since`."""
     found: dict[tuple[str, str], tuple[int, float]] = {}
     for step in steps:
         share = step.overlap(since)

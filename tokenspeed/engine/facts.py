@@ -35,10 +35,31 @@ class Record:
     """The facts about one request. Nothing here refers to its tokens, so that a finished one is small."""
 
     __slots__ = (
-        "account", "arrival", "arrived", "cached", "completion", "ended", "error", "first", "first_token", "id",
-        "left_out", "open", "own", "pauses", "pieces", "predicted", "preemptions", "priority", "prompt", "reason",
-        "sequences", "started", "stop", "submitted",
-    )  # fmt: skip
+        "account",
+        "arrival",
+        "arrived",
+        "cached",
+        "completion",
+        "ended",
+        "error",
+        "first",
+        "first_token",
+        "id",
+        "left_out",
+        "open",
+        "own",
+        "pauses",
+        "pieces",
+        "predicted",
+        "preemptions",
+        "priority",
+        "prompt",
+        "reason",
+        "sequences",
+        "started",
+        "stop",
+        "submitted",
+    )
 
     def __init__(
         self, request: Request, predicted: float, submitted: float, arrived: float, first: int
@@ -50,7 +71,7 @@ class Record:
         self.arrival = request.arrival
         self.arrived = arrived  # since the epoch
         self.submitted = submitted
-        self.predicted = predicted
+        self.predicted = predicted  # from the arrival
         self.open = request.n  # choices that have not ended
         self.sequences: list[core.Sequence] = []  # of choices that were seen and have not ended
         self.first = first  # of the log's steps, the first that it waited for

@@ -102,8 +102,8 @@ class Timeline:
     def to_dict(self, account: str | None) -> dict[str, Any]:
         """As JSON, times in milliseconds, for a reader who may see the ids of `account`'s requests.
 
-        None may see all; "" is an account as any other, that of requests without a key. In place of an id that may not
-        be seen stands `HIDDEN`.
+        None may see all; "" is an account as any other, that of requests without a key. In place of an id
+        that may not be seen stands `HIDDEN`.
         """
         wait = self.total if self.first_token is None else self.first_token
         return {
@@ -307,7 +307,7 @@ class Timelines:
             cached_tokens=record.cached,
             completion_tokens=record.completion + sum(s.generated for s in record.sequences),
             arrived=record.arrived,
-            predicted=record.submitted - record.arrival + record.predicted,
+            predicted=record.predicted,
             queued=since(record.started),
             first_token=since(record.first_token),
             total=(self._now if record.ended is None else record.ended) - record.arrival,
