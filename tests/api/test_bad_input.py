@@ -234,7 +234,7 @@ async def test_a_method_that_is_not_taken_is_405_in_the_same_shape(server):
 
 
 async def test_an_unexpected_exception_is_500_without_a_trace_and_is_logged(server, monkeypatch, caplog):
-    async def explode(request):
+    async def explode(request, arrival):
         raise ZeroDivisionError("a secret")
 
     monkeypatch.setattr(server.generator, "start", explode)

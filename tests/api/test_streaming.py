@@ -245,7 +245,7 @@ async def test_a_ping_on_its_way_is_not_overtaken():
         asyncio.get_running_loop().call_soon(asyncio.get_running_loop().call_soon, released.set)
         yield b"data: 1\n\n"
 
-    stream = EventStream(events(), ping_seconds=0.01, close=lambda: None)
+    stream = EventStream(events(), headers={}, ping_seconds=0.01, close=lambda: None)
     await stream({"type": "http", "method": "POST"}, asyncio.Event().wait, send)
     assert sent == [None, b": ping\n\n", b"data: 1\n\n", b""]
 
