@@ -316,9 +316,9 @@ def test_an_override_of_a_key_is_named_without_its_secret(override: str, told: s
 @pytest.mark.parametrize(
     ("text", "idle"),
     [
-        ("policy = 'first-come'\neldest_share = 0.5", "[scheduler] eldest_share"),
+        ("policy = 'first-come'\nageing_seconds = 2", "[scheduler] ageing_seconds"),
         ("policy = 'shortest-first'\nageing_seconds = 1", "[scheduler] ageing_seconds"),
-        ("policy = 'priority'\neldest_share = 0.25", "[scheduler] eldest_share"),
+        ("policy = 'priority'\nageing_seconds = 0", "[scheduler] ageing_seconds"),
         (
             "policy = 'first-come'\n[keys.a]\nsecret = 'hunter222'\npriority = 1",
             "[keys.a] priority",

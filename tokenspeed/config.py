@@ -363,7 +363,7 @@ def _scheduling_has_effect(config: Config, settings: _Settings) -> Iterator[str]
     options = config.scheduler
     policy, idle = POLICIES[options.policy], []
     if not policy.shares:
-        idle = [("scheduler", "eldest_share"), ("scheduler", "ageing_seconds")]
+        idle = [("scheduler", "ageing_seconds")]
         if policy.level(options) == 0.0:  # nor has priority
             idle += [(f"keys.{name}", "priority") for name in config.keys]
     for table, key in idle:
