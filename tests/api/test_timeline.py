@@ -73,6 +73,13 @@ async def test_an_answers_id_finds_its_timeline_and_those_of_its_other_prompts(s
     assert len(set(tokens)) > 1
 
 
+async def test_the_timeline_says_the_same_prediction_as_the_answer(server):
+    answer = await server.post(PATH, LONG)
+    told = await timeline(server, answer.headers["x-request-id"])
+    predicted = float(answer.headers["x-tokenspeed-predicted-ttft-ms"])
+    assert told["predicted_ttft_ms"] == pytest.approx(predicted, abs=0.06)
+
+
 @pytest.mark.parametrize("name", ["unknown", "cmpl-0", "%00", "ü", "x" * 5000])
 async def test_a_request_that_is_not_known_is_404_and_told_why(server, name):
     answer = await server.get(f"/v1/requests/{name}/timeline")
