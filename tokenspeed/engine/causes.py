@@ -26,7 +26,7 @@ class Part(NamedTuple):
 class Prefills(NamedTuple):
     """A step that prefilled, and for whom. `began` and `ended` in seconds of the engine's clock."""
 
-    index: int  # in the log
+    serial: int  # in the log
     number: int  # of the step's plan
     began: float
     ended: float
@@ -68,9 +68,9 @@ class PrefillLog:
 
     def __init__(self, parts: int) -> None:
         self._room = parts
-        self._steps: dict[int, Prefills] = {}  # by index, the oldest first
-        self.next = 0  # index of the next step
-        self.oldest = 0  # index of the oldest step that is kept
+        self._steps: dict[int, Prefills] = {}  # by serial number, the oldest first
+        self.next = 0  # serial number of the next step
+        self.oldest = 0  # serial number of the oldest step that is kept
 
     def add(self, number: int, began: float, ended: float, parts: tuple[Part, ...]) -> Prefills:
         step = Prefills(self.next, number, began, ended, parts)
@@ -84,13 +84,13 @@ class PrefillLog:
 
     def between(self, first: int, stop: int) -> Iterator[Prefills]:
         """Steps `first` to `stop` (exclusive), without those that are forgotten."""
-        return (self._steps[index] for index in range(max(first, self.oldest), stop))
+        return (self._steps[serial] for serial in range(max(first, self.oldest), stop))
 
     def back(self, step: Prefills | None, since: float) -> Iterator[Prefills]:
         """`step` and those before it that ended after `since`, as far as the log reaches."""
         while step is not None and step.ended > since:
             yield step
-            step = self._steps.get(step.index - 1)
+            step = self._steps.get(step.serial - 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,6 +97,11 @@ class Record:
         if sequence not in self.sequences:
             self.sequences.append(sequence)
 
+    @property
+    def reached(self) -> int:
+        """Up to which token its latest chunk came."""
+        return self.pieces[-1].start + self.pieces[-1].tokens if self.pieces else self.cached
+
     def add(self, piece: Piece) -> None:
         self.pieces.append(piece)
         if len(self.pieces) > CHUNKS:

@@ -1,164 +1,306 @@
-"""What the engine counts, and how Prometheus reads it.
+"""What the engine's loop counts: what requests felt, what steps took, and who held up whom.
 
-A histogram of the client library takes a lock and microseconds for every observation, and every token is
-one; these are plain lists, written by the engine's loop alone, and turned into metric families on a scrape.
+What a request waited for is a difference of running totals, so that those who wait cost nothing meanwhile.
 """
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    Metric,
-)
+from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from tokenspeed.core import sequence as core
-from tokenspeed.core.plan import StepPlan, StepResult
-from tokenspeed.core.request import Event, Finished, TokenDelta
-from tokenspeed.core.scheduler import Scheduler
+from tokenspeed.core.plan import StepPlan
+from tokenspeed.core.request import Finished, Request, TokenDelta
+from tokenspeed.core.scheduler import Happening, Scheduler
+from tokenspeed.engine.causes import after, prefilling
+from tokenspeed.engine.families import (
+    Histogram,
+    Label,
+    counter,
+    counters,
+    gauge,
+    gauges,
+    histogram,
+    histograms,
+)
+from tokenspeed.engine.observer import Step
 
 SECONDS = (  # 1 ms .. 60 s, finer where a person feels it
     *(0.001, 0.002, 0.004, 0.006, 0.008, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.1, 0.15, 0.2),
     *(0.3, 0.4, 0.6, 0.8, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 10.0, 15.0, 20.0, 30.0, 45.0, 60.0),
 )
 RATES = (1, 2, 5, 10, 15, 20, 30, 40, 60, 80, 100, 150, 200, 300, 500, 1000, 2000, 5000)  # tokens/s
+RATIOS = (0.1, 0.25, 0.5, 0.67, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 4.0, 10.0)
+LENGTHS = (512, 2048, 8192, 32768)  # prompt tokens: a class of requests for each, one for what is longer
+PRIORITIES = 10  # beyond it, to either side, classes are counted as this one
+COSTS = ("base", "row", "token", "attended", "read")
+CLASS = ("prompt_tokens", "priority")  # the labels of a class
 
 
-class Histogram:
-    """Counts of observations by bucket; `bounds` are the buckets' upper ends."""
+class _Class:
+    """Requests of about one prompt length and of one priority."""
 
-    def __init__(self, bounds: Sequence[float]) -> None:
-        self.bounds = bounds
-        self.counts = [0] * (len(bounds) + 1)
-        self.sum = 0.0
+    __slots__ = ("blocked", "first_token", "gap", "queue")
 
-    def observe(self, value: float) -> None:
-        self.counts[bisect_left(self.bounds, value)] += 1
-        self.sum += value
+    def __init__(self) -> None:
+        self.first_token = Histogram(SECONDS)
+        self.queue = Histogram(SECONDS)
+        self.gap = Histogram(SECONDS)
+        self.blocked = 0.0  # seconds
 
-    def family(self, name: str, documentation: str) -> HistogramMetricFamily:
-        buckets = []
-        total = 0
-        for bound, count in zip((*map(str, map(float, self.bounds)), "+Inf"), self.counts, strict=True):
-            total += count
-            buckets.append((bound, float(total)))
-        return HistogramMetricFamily(name, documentation, buckets=buckets, sum_value=self.sum)
+
+class _Wait:
+    """A request without its first token yet, and what the totals of prefill were when it came."""
+
+    __slots__ = ("own", "predicted", "prefilled", "submitted")
+
+    def __init__(self, predicted: float, submitted: float, prefilled: float) -> None:
+        self.predicted = predicted  # seconds from its arrival to its first token
+        self.submitted = submitted
+        self.prefilled = prefilled  # seconds of prefill, by all, before it came
+        self.own = 0.0  # seconds of prefill
 
 
 class _Progress:
     """When a choice gave its first and its latest token."""
 
-    __slots__ = ("first", "latest")
+    __slots__ = ("first", "gap", "latest")
 
-    def __init__(self, now: float) -> None:
+    def __init__(self, now: float, gap: Histogram) -> None:
         self.first = now
         self.latest = now
+        self.gap = gap
 
 
 class EngineMetrics(Collector):
-    """Written by the engine, read by a Prometheus registry that it is registered with."""
+    """An observer of the engine, read by a Prometheus registry that it is registered with.
 
-    def __init__(self, scheduler: Scheduler) -> None:
+    `clock` is the engine's, in seconds: a scrape asks how long the longest wait is by now.
+    """
+
+    def __init__(self, scheduler: Scheduler, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._scheduler = scheduler
+        self._clock = clock
+        self._classes: dict[Label, _Class] = {}
+        self._waits: dict[str, _Wait] = {}  # by request
+        self._new: list[_Wait] = []  # those that came since the last step
         self._progress: dict[int, _Progress] = {}  # by sequence, from its first token to its end
         self._requests = 0
         self._choices_finished: Counter[str] = Counter()
         self._generated_tokens = 0
-        self._steps = 0
         self._failed_steps = 0
         self._computed_tokens = 0
-        self.first_token = Histogram(SECONDS)
-        self.queue = Histogram(SECONDS)
-        self.gap = Histogram(SECONDS)
-        self.whole = Histogram(SECONDS)
-        self.decode_rate = Histogram(RATES)
-        self.step = Histogram(SECONDS)
+        self._prefilled = 0.0  # seconds that prefill rows took
+        self._decodes_blocked = 0.0  # seconds that they took, times the decode rows beside them
+        self._whole = Histogram(SECONDS)
+        self._decode_rate = Histogram(RATES)
+        self._foretold = Histogram(RATIOS)
+        self._steps = {kind: Histogram(SECONDS) for kind in ("decode", "prefill", "mixed")}
 
-    # -- written by the engine ----------------------------------------------------------------------
+    # -- told by the engine -------------------------------------------------------------------------
 
-    def request_submitted(self) -> None:
+    def submitted(self, request: Request, predicted: float, now: float) -> None:
         self._requests += 1
+        wait = self._waits[request.id] = _Wait(predicted, now, self._prefilled)
+        self._new.append(wait)
 
-    def step_done(self, plan: StepPlan, result: StepResult) -> None:
-        self._steps += 1
-        self._computed_tokens += sum([len(row.tokens) for row in plan.rows])
-        self.step.observe(result.seconds)
+    def stepped(self, step: Step) -> None:
+        rows = len(step.plan.rows)
+        prefills = prefilling(step)
+        prefilled = 0.0
+        self._computed_tokens += rows
+        for sequence, row, seconds in prefills:
+            prefilled += seconds
+            self._computed_tokens += len(row.tokens) - 1
+            wait = self._waits.get(sequence.request.id)
+            if wait is not None:
+                wait.own += seconds
+        for wait in self._new:  # of the step that ran when they came, what was over does not count
+            wait.prefilled += prefilled * (1.0 - after(step.began, step.ended, wait.submitted))
+        self._new.clear()
+        self._prefilled += prefilled
+        self._decodes_blocked += prefilled * (rows - len(prefills))
+        kind = "decode" if not prefills else "mixed" if len(prefills) < rows else "prefill"
+        self._steps[kind].observe(step.result.seconds)
 
-    def step_failed(self) -> None:
+    def step_failed(self, plan: StepPlan, now: float) -> None:
         self._failed_steps += 1
 
-    def event(self, sequence: core.Sequence, event: Event, now: float) -> None:
-        if type(event) is TokenDelta:
-            self._generated_tokens += len(event.tokens)
-            progress = self._progress.get(sequence.id)
-            if progress is None:
-                self._progress[sequence.id] = _Progress(now)
-                self.first_token.observe(now - sequence.request.arrival)
-                self.queue.observe(sequence.started - sequence.request.arrival)
-            else:
-                self.gap.observe(now - progress.latest)
-                progress.latest = now
-        elif type(event) is Finished:
-            self._choices_finished[event.reason] += 1
-            self.whole.observe(now - sequence.request.arrival)
-            progress = self._progress.pop(sequence.id, None)
-            if progress is not None and progress.latest > progress.first:
-                self.decode_rate.observe((sequence.generated - 1) / (progress.latest - progress.first))
+    def delivered(self, happenings: Sequence[Happening], now: float) -> None:
+        progress = self._progress
+        tokens = 0
+        for sequence, event in happenings:
+            if type(event) is TokenDelta:
+                tokens += len(event.tokens)
+                seen = progress.get(sequence.id)
+                if seen is None:
+                    self._first_token(sequence, now)
+                else:
+                    seen.gap.observe(now - seen.latest)
+                    seen.latest = now
+            elif type(event) is Finished:
+                self._finished(sequence, event, now)
+        self._generated_tokens += tokens
+
+    def _first_token(self, sequence: core.Sequence, now: float) -> None:
+        request = sequence.request
+        felt = self._class(request)
+        self._progress[sequence.id] = _Progress(now, felt.gap)
+        felt.first_token.observe(now - request.arrival)
+        felt.queue.observe(sequence.started - request.arrival)
+        wait = self._end_wait(request)
+        if wait is not None:
+            self._foretold.observe((now - request.arrival) / max(wait.predicted, 1e-6))
+
+    def _finished(self, sequence: core.Sequence, event: Finished, now: float) -> None:
+        self._choices_finished[event.reason] += 1
+        self._whole.observe(now - sequence.request.arrival)
+        progress = self._progress.pop(sequence.id, None)
+        if progress is not None and progress.latest > progress.first:
+            self._decode_rate.observe((sequence.generated - 1) / (progress.latest - progress.first))
+        elif progress is None:  # it waited in vain
+            self._end_wait(sequence.request)
+
+    def _end_wait(self, request: Request) -> _Wait | None:
+        """Count what a request waited for, the first time that one of its choices has a token or ends."""
+        wait = self._waits.pop(request.id, None)
+        if wait is not None:
+            self._class(request).blocked += max(0.0, self._prefilled - wait.prefilled - wait.own)
+        return wait
+
+    def _class(self, request: Request) -> _Class:
+        length = bisect_left(LENGTHS, len(request.prompt))
+        priority = max(-PRIORITIES, min(PRIORITIES, request.priority))
+        label = (str(LENGTHS[length]) if length < len(LENGTHS) else "inf", str(priority))
+        found = self._classes.get(label)
+        if found is None:
+            found = self._classes[label] = _Class()
+        return found
 
     # -- read by Prometheus -------------------------------------------------------------------------
 
     def collect(self) -> Iterable[Metric]:
-        yield from self._histograms()
-        yield from self._gauges()
-        yield from self._counters()
+        yield from self._of_classes()
+        yield from self._of_requests()
+        yield from self._of_steps()
+        yield from self._of_costs()
+        yield from self._of_blocks()
 
     def describe(self) -> Iterable[Metric]:
         return self.collect()
 
-    def _histograms(self) -> Iterable[Metric]:
-        for name, documentation, histogram in (
-            ("time_to_first_token_seconds", "From arrival to the first token", self.first_token),
-            ("queue_time_seconds", "From arrival to the first step that works on it", self.queue),
-            ("inter_token_latency_seconds", "Gap between two tokens of a choice", self.gap),
-            ("request_duration_seconds", "From arrival to the end of a choice", self.whole),
-            ("decode_tokens_per_second", "Of each choice, after its first token", self.decode_rate),
-            ("step_duration_seconds", "Of a step on the device", self.step),
-        ):
-            yield histogram.family(f"tokenspeed_{name}", documentation)
-
-    def _gauges(self) -> Iterable[Metric]:
-        pool = self._scheduler.tables.pool
-        for name, documentation, value in (
-            ("sequences_running", "Sequences that hold KV blocks", self._scheduler.running),
-            ("sequences_waiting", "Sequences in the queue", self._scheduler.waiting),
-            ("kv_blocks", "KV blocks there are", pool.total),
-            ("kv_blocks_held", "KV blocks held by sequences", pool.held),
-            ("kv_blocks_remembered", "KV blocks kept for a shared prefix, held by nobody", pool.remembered),
-            ("kv_utilisation", "Share of KV blocks held by sequences, 0 to 1", pool.held / pool.total),
-        ):
-            yield GaugeMetricFamily(f"tokenspeed_{name}", documentation, value=value)
-
-    def _counters(self) -> Iterable[Metric]:
-        for name, documentation, value in (
-            ("requests", "Requests taken", self._requests),
-            ("prompt_tokens", "Prompt tokens of started sequences", self._scheduler.prompt_tokens),
-            ("prefix_hit_tokens", "Of those, tokens found computed", self._scheduler.cached_tokens),
-            ("generated_tokens", "Tokens sampled and delivered", self._generated_tokens),
-            ("computed_tokens", "Tokens computed in steps, prefill and decode", self._computed_tokens),
-            ("preemptions", "Sequences that lost their blocks to an elder one", self._scheduler.preemptions),
-            ("steps", "Steps done", self._steps),
-            ("steps_failed", "Steps that ended their requests with an error", self._failed_steps),
-        ):
-            yield CounterMetricFamily(f"tokenspeed_{name}", documentation, value=value)
-        finished = CounterMetricFamily(
-            "tokenspeed_choices_finished", "Choices ended, by reason", labels=["reason"]
+    def _of_classes(self) -> Iterable[Metric]:
+        classes = self._classes.items()
+        yield histograms(
+            "time_to_first_token_seconds",
+            "From arrival to the first token of a choice",
+            CLASS,
+            {label: felt.first_token for label, felt in classes},
         )
-        for reason, count in sorted(self._choices_finished.items()):
-            finished.add_metric([reason], count)
-        yield finished
+        yield histograms(
+            "queue_time_seconds",
+            "From arrival to the first step that works on a choice",
+            CLASS,
+            {label: felt.queue for label, felt in classes},
+        )
+        yield histograms(
+            "inter_token_latency_seconds",
+            "Gap between two tokens of a choice",
+            CLASS,
+            {label: felt.gap for label, felt in classes},
+        )
+        yield counters(
+            "prefill_blocked_seconds",
+            "Seconds of steps that the prefill of others took while requests waited for their first token; "
+            "counted when that wait ends",
+            CLASS,
+            {label: felt.blocked for label, felt in classes},
+        )
+
+    def _of_requests(self) -> Iterable[Metric]:
+        scheduler = self._scheduler
+        yield counter("requests", "Requests taken", self._requests)
+        yield gauge("sequences_running", "Sequences that hold KV blocks", scheduler.running)
+        yield gauge("sequences_waiting", "Sequences in the queue", scheduler.waiting)
+        yield gauge(
+            "longest_wait_seconds",
+            "How long the request that waits longest for its first token has waited; 0 if none does",
+            scheduler.longest_wait(self._clock()),
+        )
+        yield histogram(
+            "time_to_first_token_over_predicted_ratio",
+            "Time to the first token of a request over the time predicted at its admission; 1 is exact",
+            self._foretold,
+        )
+        yield histogram("request_duration_seconds", "From arrival to the end of a choice", self._whole)
+        yield histogram(
+            "decode_tokens_per_second", "Of each choice, after its first token", self._decode_rate
+        )
+        yield counter("generated_tokens", "Tokens sampled and delivered", self._generated_tokens)
+        yield counters(
+            "choices_finished",
+            "Choices ended, by reason",
+            ("reason",),
+            {(reason,): count for reason, count in self._choices_finished.items()},
+        )
+
+    def _of_steps(self) -> Iterable[Metric]:
+        steps = self._steps.items()
+        kinds = "by whether all rows decode, all prefill, or they are mixed"
+        yield counters("steps", f"Steps done, {kinds}", ("kind",), {(kind,): s.count for kind, s in steps})
+        yield counter("steps_failed", "Steps that ended their requests with an error", self._failed_steps)
+        yield histograms(
+            "step_duration_seconds",
+            f"Of a step on the device, {kinds}",
+            ("kind",),
+            {(kind,): seconds for kind, seconds in steps},
+        )
+        yield counter(
+            "computed_tokens", "Tokens computed in steps, prefill and decode", self._computed_tokens
+        )
+        yield counter("prefill_seconds", "Seconds of steps that prefill rows took", self._prefilled)
+        yield counter(
+            "decode_blocked_seconds",
+            "Seconds by which prefill rows made steps longer, summed over the decode rows beside them",
+            self._decodes_blocked,
+        )
+        yield counter(
+            "prefill_yields",
+            "Times that a prefill in progress was cut short in a step for one that came later",
+            self._scheduler.yields,
+        )
+
+    def _of_costs(self) -> Iterable[Metric]:
+        model = self._scheduler.costs
+        yield gauge(
+            "step_prediction_error_ratio",
+            "Typical relative error of the seconds that the cost model predicts for a step",
+            model.typical_error,
+        )
+        yield gauges(
+            "step_cost_seconds",
+            "What a step costs, as learned: at all (base), and for each row, prefilled token, "
+            "key that such a token attends (attended), key that a decode row attends (read)",
+            ("of",),
+            {(name,): getattr(model.costs, name) for name in COSTS},
+        )
+
+    def _of_blocks(self) -> Iterable[Metric]:
+        scheduler = self._scheduler
+        pool = scheduler.tables.pool
+        yield counter("prompt_tokens", "Prompt tokens of started sequences", scheduler.prompt_tokens)
+        yield counter("prefix_hit_tokens", "Of those, tokens found computed", scheduler.cached_tokens)
+        yield counter(
+            "preemptions", "Sequences that lost their blocks to an elder one", scheduler.preemptions
+        )
+        yield gauge("kv_blocks", "KV blocks there are", pool.total)
+        yield gauge("kv_blocks_held", "KV blocks held by sequences", pool.held)
+        yield gauge(
+            "kv_blocks_remembered", "KV blocks kept for a shared prefix, held by nobody", pool.remembered
+        )
+        yield gauge("kv_utilisation", "Share of KV blocks held by sequences, 0 to 1", pool.held / pool.total)

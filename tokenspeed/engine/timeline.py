@@ -199,7 +199,8 @@ class Timelines:
         self._keep = keep
         self._wall = wall
         self._log = PrefillLog(logged)
-        self._last_step: Prefills | None = None  # the last that prefilled
+        self._prefills: Prefills | None = None  # the last step that prefilled
+        self._latest: Step | None = None
         self._live: dict[str, Record] = {}
         self._ended: dict[str, Record] = {}  # the first ended first
         self._progress: dict[int, Progress] = {}  # by sequence, from its first token to its end
@@ -219,16 +220,17 @@ class Timelines:
 
     def stepped(self, step: Step) -> None:
         self._now = step.ended
+        self._latest = step
         found = prefilling(step)
         if not found:
             return
         parts = tuple(
             [Part(s.request.id, s.request.account, len(row.tokens), seconds) for s, row, seconds in found]
         )
-        logged = self._last_step = self._log.add(step.plan.number, step.began, step.ended, parts)
+        logged = self._prefills = self._log.add(step.plan.number, step.began, step.ended, parts)
         for sequence, row, seconds in found:
             record = self._live.get(sequence.request.id)
-            if record is not None:
+            if record is not None and sequence.blocks:  # else it ended, or lost them, while the step ran
                 record.see(sequence)
                 record.add(Piece(logged, sequence.choice, row.start, len(row.tokens), seconds))
 
@@ -237,7 +239,7 @@ class Timelines:
 
     def delivered(self, happenings: Sequence[Happening], now: float) -> None:
         self._now = now
-        progress, step = self._progress, self._last_step
+        progress, step = self._progress, self._prefills
         for sequence, event in happenings:
             if type(event) is TokenDelta:
                 seen = progress.get(sequence.id)
@@ -255,9 +257,20 @@ class Timelines:
         record = self._live[sequence.request.id]
         record.see(sequence)
         if record.first_token is None:
+            self._last_token_of_prompt(record, sequence)
             record.first_token = now
             record.stop = self._log.next
         self._progress[sequence.id] = Progress(record, now)
+
+    def _last_token_of_prompt(self, record: Record, sequence: core.Sequence) -> None:
+        """Note it as a chunk where it was computed alone, which is a decode row."""
+        start = sequence.prompt_length - 1
+        step = self._latest
+        if step is not None and record.reached == start:
+            logged = self._prefills
+            if logged is None or logged.number != step.plan.number:
+                logged = Prefills(self._log.next, step.plan.number, step.began, step.ended, ())
+            record.add(Piece(logged, sequence.choice, start, 1, step.costs.decode(start + 1)))
 
     def _finish(self, sequence: core.Sequence, event: Finished, now: float) -> None:
         record = self._live[sequence.request.id]
