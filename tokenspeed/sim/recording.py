@@ -6,6 +6,7 @@ like an earlier request: there it gets that one's. So prompts share exactly what
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -15,10 +16,10 @@ from tokenspeed.core.costs import TYPICAL, CostModel, Costs, Work, attended_by
 from tokenspeed.core.plan import Capacity, Draw
 from tokenspeed.core.policy import SchedulerOptions
 from tokenspeed.core.request import FinishReason, Request, Sampling
-from tokenspeed.engine.recorder import Came, Ran
+from tokenspeed.engine.recorder import Came, Ended, Ran
 from tokenspeed.sim.backend import token
 from tokenspeed.sim.lines import MOST_CHOICES, Lines, RecordingError
-from tokenspeed.sim.simulate import Job, Leave
+from tokenspeed.sim.simulate import Job, Leave, Traffic, own_token
 
 STOP = -1  # the token that ends a choice which ended by itself
 KINDS = ((512, "≤ 512"), (4096, "513–4096"))  # prompt tokens at most, and what such requests are called
@@ -38,21 +39,14 @@ class Felt(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """A server that was recorded, and its requests as jobs for `simulate`."""
+    """A server that was recorded, and what came to it."""
 
     capacity: Capacity
     options: SchedulerOptions
-    accounts: dict[str, Account]
-    prefix_cache: bool
-    jobs: list[Job]
-    stops: dict[int, int]  # seed of a choice that ended by itself -> position of its last token
+    traffic: Traffic
     felt: list[Felt]
     steps: list[Ran]
-    truncated: bool  # the last line was half written
-
-    def says(self, draw: Draw) -> int:
-        """The token of a draw: a choice that ended by itself does so at the same length again."""
-        return STOP if self.stops.get(draw.seed) == draw.position else token(draw.seed, draw.position)
+    truncated: bool  # the last line was cut off
 
     def fitted(self) -> Costs:
         """What steps cost on the recorded device, learned from them as the server learned it."""
@@ -94,31 +88,40 @@ def read_recording(path: Path) -> Recording:
     if not lines.came:
         raise RecordingError(f"{path}: no request was recorded")
     accounts = {str(number): Account(*values) for number, values in enumerate(header.accounts, 1)}
-    jobs, stops = _jobs(lines)
     return Recording(
         Capacity(**header.capacity),
         SchedulerOptions(**header.scheduler),
-        accounts,
-        header.prefix_cache,
-        jobs,
-        stops,
-        [
-            Felt(kind_of(came.prompt), came.at, came.predicted, end.first, end.at, end.tokens)
-            for end in lines.ended.values()
-            for came in (lines.came[end.request],)
-        ],
+        Traffic(_jobs(lines), _says(lines), accounts, header.prefix_cache),
+        [_felt(lines.came[end.request], end) for end in lines.ended.values()],
         lines.ran,
         truncated=bool(rest and rest[-1]),
     )
 
 
-def _jobs(lines: Lines) -> tuple[list[Job], dict[int, int]]:
-    """The requests, and where choices ended by themselves."""
+def _felt(came: Came, end: Ended) -> Felt:
+    return Felt(kind_of(came.prompt), came.at, came.predicted, end.first, end.at, end.tokens)
+
+
+def _says(lines: Lines) -> Callable[[Draw], int]:
+    """The token of a draw: a choice that ended by itself does so at the same length again."""
+    lasts = {
+        end.request * MOST_CHOICES + end.choice: lines.came[end.request].prompt + end.tokens - 1
+        for end in lines.ended.values()
+        if end.reason == FinishReason.STOP
+    }
+
+    def says(draw: Draw) -> int:
+        return STOP if lasts.get(draw.seed) == draw.position else own_token(draw)
+
+    return says
+
+
+def _jobs(lines: Lines) -> list[Job]:
+    """The requests, and the choices among theirs that somebody left."""
     over = max((end.at for end in lines.ended.values()), default=0.0)
     over = max(over, max(came.at for came in lines.came))
     prompts: list[tuple[int, ...]] = []
     jobs: list[Job] = []
-    stops: dict[int, int] = {}
     for number, came in enumerate(lines.came):
         prompts.append(_prompt(number, came, prompts))
         leaves: dict[int, Leave] = {}
@@ -126,12 +129,10 @@ def _jobs(lines: Lines) -> tuple[list[Job], dict[int, int]]:
             end = lines.ended.get((number, choice))
             if end is None:  # the recording ended first
                 leaves[choice] = Leave(0, over)
-            elif end.reason == FinishReason.STOP:
-                stops[number * MOST_CHOICES + choice] = came.prompt + end.tokens - 1
-            elif end.reason != FinishReason.LENGTH:
+            elif end.reason not in (FinishReason.STOP, FinishReason.LENGTH):
                 leaves[choice] = Leave(end.tokens, 0.0 if end.tokens else end.at)
         jobs.append(Job(came.at, kind_of(came.prompt), _request(number, came, prompts[-1]), leaves))
-    return jobs, stops
+    return jobs
 
 
 def _prompt(number: int, came: Came, prompts: list[tuple[int, ...]]) -> tuple[int, ...]:

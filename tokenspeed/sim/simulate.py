@@ -39,6 +39,21 @@ class Job:
     leaves: Mapping[int, Leave] = field(default_factory=dict)  # by choice
 
 
+def own_token(draw: Draw) -> int:
+    """No two draws give the same."""
+    return token(draw.seed, draw.position)
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """Jobs, the token that each draw of theirs gives, and what of the server belongs to them."""
+
+    jobs: Sequence[Job]
+    says: Callable[[Draw], int] = own_token
+    accounts: Mapping[str, Account] = field(default_factory=dict)
+    prefix_cache: bool = True
+
+
 @dataclass(slots=True)
 class Outcome:
     """What one choice of a job felt. Times are in virtual seconds."""
@@ -129,27 +144,24 @@ class _Watcher:
 
 
 def simulate(
-    jobs: Sequence[Job],
+    traffic: Traffic,
     device: Device,
     options: SchedulerOptions,
     *,
     prior: Costs | None = None,
-    prefix_cache: bool = True,
-    accounts: Mapping[str, Account] | None = None,
-    says: Callable[[Draw], int] | None = None,
     observers: Iterable[Observer] = (),
 ) -> Trace:
-    """Send `jobs` to an engine over `device`, in virtual time, until all have ended.
+    """Send jobs to an engine over `device`, in virtual time, until all have ended.
 
-    The scheduler's cost model begins with `prior`, by default the device's own coefficients. `says` is the
-    token that a draw gives; by default no two draws give the same. A refused job is an outcome, no error.
+    The scheduler's cost model begins with `prior`, by default the device's own coefficients. A refused job is
+    an outcome, no error.
     """
     costs = device.costs if prior is None else prior
     scheduler = Scheduler(
-        device.capacity, options, prefix_cache=prefix_cache, accounts=accounts or {}, prior=costs
+        device.capacity, options, prefix_cache=traffic.prefix_cache, accounts=traffic.accounts, prior=costs
     )
-    backend = SimBackend(device.capacity, costs=device.costs, says=says or _own_token)
-    return run(_simulate(jobs, device, scheduler, backend, tuple(observers)))
+    backend = SimBackend(device.capacity, costs=device.costs, says=traffic.says)
+    return run(_simulate(traffic.jobs, device, scheduler, backend, tuple(observers)))
 
 
 async def _simulate(
@@ -198,7 +210,3 @@ def _send(job: Job, engine: Engine, watcher: _Watcher) -> None:
     watcher.unfinished += request.n
     for choice, leave in job.leaves.items():
         watcher.expect((request.id, choice), leave)
-
-
-def _own_token(draw: Draw) -> int:
-    return token(draw.seed, draw.position)

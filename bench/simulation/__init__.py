@@ -1,0 +1,1 @@
+"""What `bench.simulate` is made of: workloads, figures, reports and plots."""
