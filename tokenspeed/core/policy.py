@@ -104,40 +104,58 @@ def step_budget(
 def split(budget: Budget, prefills: list[Sequence], costs: Costs) -> list[int]:
     """How many tokens of each of `prefills`, the most urgent first, a step computes.
 
-    What is certain goes to the eldest, and from one that needs less to the next eldest, so that each
-    progresses in the end; the rest goes in order of urgency, which lets a short prompt finish in this very
-    step. However small the budget, one token is computed.
+    What is certain goes to the eldest; the rest goes in order of urgency, which lets a short prompt finish in
+    this very step. However small the budget, one token is computed.
     """
-    given = [0] * len(prefills)
-    seconds, tokens = budget.seconds, budget.tokens
-    if budget.certain_tokens:
-        certain = min(budget.certain_seconds, seconds)
-        certain_tokens = min(budget.certain_tokens, tokens)
-        for i in sorted(range(len(prefills)), key=lambda i: (prefills[i].due, prefills[i].id)):
-            start, pending = prefills[i].planned, prefills[i].pending
-            # Rounded up, and without the row itself: its part of the time is spent on its tokens.
-            fitting = costs.tokens_within(certain + costs.row, start)
-            given[i] = min(pending, certain_tokens, pending if fitting >= pending else max(1, ceil(fitting)))
-            cost = costs.prefill(start, given[i])
-            seconds, tokens = seconds - cost, tokens - given[i]
-            certain, certain_tokens = certain - cost + costs.row, certain_tokens - given[i]
-            if given[i] < pending or certain <= 0.0 or certain_tokens <= 0:
-                break
+    given = _for_the_eldest(budget.certain_seconds, budget.certain_tokens, prefills, costs)
+    spent = (costs.prefill(s.planned, count) for s, count in zip(prefills, given, strict=True) if count)
+    seconds, tokens = budget.seconds - sum(spent), budget.tokens - sum(given)
     for i, sequence in enumerate(prefills):
-        if tokens <= 0:
+        start, before = sequence.planned, given[i]
+        had = costs.prefill(start, before) if before else 0.0
+        fitting = min(costs.tokens_within(seconds + had, start), before + tokens, sequence.pending)
+        if fitting > before:
+            given[i] = int(fitting)
+            seconds -= costs.prefill(start, given[i]) - had
+            tokens -= given[i] - before
+        if given[i] < sequence.pending:
             break
-        start, pending, before = sequence.planned, sequence.pending, given[i]
-        spent = costs.prefill(start, before) if before else 0.0
-        fitting = costs.tokens_within(seconds + spent, start)
-        wanted = pending if fitting >= pending else int(fitting)
-        after = max(before, min(wanted, before + tokens))
-        if after == before:
-            if before < pending:
-                break
-            continue
-        given[i] = after
-        seconds -= costs.prefill(start, after) - spent
-        tokens -= after - before
     if prefills and not any(given):
         given[0] = 1
+    return given
+
+
+def hurry(
+    given: list[int], prefills: list[Sequence], costs: Costs, *, decodes: float, share: float
+) -> list[int]:
+    """Cut a step short in which prompts finish: the first tokens of those come at its end.
+
+    What is left is what they need, and for the eldest its `share` of the step. Whoever has more to prefill
+    than fits makes up for it in the longer steps between. `decodes` is as for `step_budget`.
+    """
+    done = [count == s.pending for s, count in zip(prefills, given, strict=True)]
+    needed = sum(costs.prefill(s.planned, s.pending) for s, ends in zip(prefills, done, strict=True) if ends)
+    if not needed:
+        return given
+    certain = share * (decodes + needed) / (1.0 - share)
+    least = _for_the_eldest(certain, sum(given), prefills, costs)
+    return [
+        count if ends else min(count, few) for count, few, ends in zip(given, least, done, strict=True)
+    ]
+
+
+def _for_the_eldest(seconds: float, tokens: int, prefills: list[Sequence], costs: Costs) -> list[int]:
+    """So much for the prompt due first; what it does not need goes to the next, so that all progress in the end.
+
+    Rounded up, and without the rows themselves: their part of the time is spent on tokens.
+    """
+    given = [0] * len(prefills)
+    for i in sorted(range(len(prefills)), key=lambda i: (prefills[i].due, prefills[i].id)):
+        if seconds <= 0.0 or tokens <= 0:
+            break
+        start, pending = prefills[i].planned, prefills[i].pending
+        fitting = costs.tokens_within(seconds + costs.row, start)
+        given[i] = min(pending, tokens, pending if fitting >= pending else max(1, ceil(fitting)))
+        seconds -= costs.prefill(start, given[i]) - costs.row
+        tokens -= given[i]
     return given

@@ -15,7 +15,7 @@ from tokenspeed.core.accounts import Account, FairShares
 from tokenspeed.core.admission import Admission, check_deadline
 from tokenspeed.core.costs import TYPICAL, CostModel, Costs, Work
 from tokenspeed.core.plan import Capacity, Row, RowResult, StepPlan, StepResult
-from tokenspeed.core.policy import POLICIES, Budget, SchedulerOptions, due, split, step_budget
+from tokenspeed.core.policy import POLICIES, Budget, SchedulerOptions, due, hurry, split, step_budget
 from tokenspeed.core.queues import Queues, by_age, place
 from tokenspeed.core.request import Event, Finished, FinishReason, PromptScored, Request, TokenDelta
 from tokenspeed.core.rows import Draft, Flight, may_run_ahead
@@ -213,6 +213,9 @@ class Scheduler:
             if costs.prefill(first.planned, first.pending) > budget.seconds:
                 budget = self._budget(decodes, alone=True)
         shares = split(budget, prefills, costs)
+        if self._policy.shares and budget.seconds < inf:
+            spent, share = costs.seconds(decodes), self.options.eldest_share
+            shares = hurry(shares, prefills, costs, decodes=spent, share=share)
         self._count_yields(prefills, shares)
         return zip(prefills, shares, strict=True)
 
