@@ -15,11 +15,16 @@ from tokenspeed import builtin
 from tokenspeed.api.app import create_app
 from tokenspeed.api.models import ServedModel
 from tokenspeed.backend.cpu import CpuBackend, plan_memory
+from tokenspeed.backend.prior import cpu_costs
 from tokenspeed.config import Config
+from tokenspeed.core.accounts import Account
 from tokenspeed.core.request import Sampling
 from tokenspeed.core.scheduler import Scheduler
 from tokenspeed.engine.engine import Engine
 from tokenspeed.engine.metrics import EngineMetrics
+from tokenspeed.engine.observer import Observer
+from tokenspeed.engine.recorder import Recorder
+from tokenspeed.engine.timeline import Timelines
 from tokenspeed.errors import ModelError
 from tokenspeed.generation.generator import Generator
 from tokenspeed.model.checkpoint import Checkpoint, resolve
@@ -42,13 +47,15 @@ class Server:
     generator: Generator
     app: Starlette
     model_name: str
+    recorder: Recorder | None
 
 
-def build(config: Config, *, stage: Stage, say: Say) -> Server:
+def build(config: Config, *, stage: Stage, say: Say, record: Path | None = None) -> Server:
     """Load the model that `config` names and put the server together around it.
 
     `stage` is told what takes time and gives where its progress goes; `say` gets one line for each decision
-    taken here. Raises `ConfigError` or `ModelError`, one line each, before anything listens.
+    taken here. Arrivals and plans go to the file `record`. Raises `ConfigError` or `ModelError`, one line
+    each, before anything listens.
     """
     checkpoint = find_checkpoint(config, stage)
     name = config.model.name or model_name(config)
@@ -58,6 +65,7 @@ def build(config: Config, *, stage: Stage, say: Say) -> Server:
     threads = config.device.threads or usable_cores()
     spec = model.spec
     packing, total = stage("packing weights"), model.weights.nbytes
+    prior = cpu_costs(spec, weight_bytes=total, threads=threads)
     chosen = choose_decoder(
         spec,
         model.weights,
@@ -79,10 +87,28 @@ def build(config: Config, *, stage: Stage, say: Say) -> Server:
     defaults = model.defaults
     del model  # the packed weights are what is served; the mapped pages may go
     backend = CpuBackend(chosen.decoder, capacity, vocab_size=spec.vocab_size, threads=threads)
-    scheduler = Scheduler(capacity, config.scheduler, prefix_cache=config.cache.prefix)
-    metrics = EngineMetrics(scheduler)
+    accounts = {
+        name: Account(options.share, options.max_running, options.max_waiting)
+        for name, options in config.keys.items()
+    }
+    prefix_cache = config.cache.prefix
+    scheduler = Scheduler(
+        capacity, config.scheduler, prefix_cache=prefix_cache, accounts=accounts, prior=prior
+    )
     # uvloop's own clock counts whole milliseconds, too coarse for gaps between tokens.
-    engine = Engine(scheduler, backend, metrics, clock=time.monotonic)
+    metrics, timelines = EngineMetrics(scheduler, clock=time.monotonic), Timelines()
+    observers: list[Observer] = [metrics, timelines]
+    recorder = None
+    if record is not None:
+        recorder = Recorder(
+            record,
+            capacity=capacity,
+            options=config.scheduler,
+            accounts=accounts,
+            prefix_cache=prefix_cache,
+        )
+        observers.append(recorder)
+    engine = Engine(scheduler, backend, observers, clock=time.monotonic)
     generator = Generator(
         engine,
         tokenizer,
@@ -99,8 +125,10 @@ def build(config: Config, *, stage: Stage, say: Say) -> Server:
         options=config.server,
         registry=registry_for(metrics),
         ready=lambda: engine.ready,
+        keys=config.keys,
+        timeline=timelines.get,
     )
-    return Server(engine, generator, app, name)
+    return Server(engine, generator, app, name, recorder)
 
 
 def usable_cores() -> int:

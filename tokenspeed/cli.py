@@ -43,11 +43,14 @@ def serve(
     set_: Set = None,
     host: Annotated[str | None, typer.Option(help="Same as --set server.host=...")] = None,
     port: Annotated[int | None, typer.Option(help="Same as --set server.port=...")] = None,
+    record: Annotated[
+        Path | None, typer.Option(help="Log arrivals and plans, no text, to a new file for bench simulate.")
+    ] = None,
 ) -> None:
     """Serve a model on an OpenAI-compatible endpoint."""
     settings = load_config(config_file, set_, {"model.path": model, "server.host": host, "server.port": port})
     bound = serving.bind(settings.server)
-    server = load_model(settings)
+    server = load_model(settings, record)
     name, taken = bound.getsockname()[:2]
     address = f"[{name}]:{taken}" if ":" in name else f"{name}:{taken}"
 
@@ -123,11 +126,11 @@ def load_config(
     return config.load(file, [*(overrides or ()), *short])
 
 
-def load_model(settings: Config) -> Server:
+def load_model(settings: Config, record: Path | None = None) -> Server:
     """Build the server, showing what takes time."""
     configure_logging(console, settings.server.log_level)
     with stages(console) as stage:
-        return build(settings, stage=stage, say=logging.getLogger("tokenspeed").info)
+        return build(settings, stage=stage, say=logging.getLogger("tokenspeed").info, record=record)
 
 
 def main() -> None:

@@ -81,6 +81,8 @@ async def serve(
     failed.cancel()
     signalled.cancel()
     await server.engine.stop()
+    if server.recorder is not None:
+        server.recorder.close()
     http.should_exit = True
     await serving
     return status

@@ -139,13 +139,11 @@ def hurry(
         return given
     certain = share * (decodes + needed) / (1.0 - share)
     least = _for_the_eldest(certain, sum(given), prefills, costs)
-    return [
-        count if ends else min(count, few) for count, few, ends in zip(given, least, done, strict=True)
-    ]
+    return [count if ends else min(count, few) for count, few, ends in zip(given, least, done, strict=True)]
 
 
 def _for_the_eldest(seconds: float, tokens: int, prefills: list[Sequence], costs: Costs) -> list[int]:
-    """So much for the prompt due first; what it does not need goes to the next, so that all progress in the end.
+    """So much for the prompt due first; what it does not need goes to the next, so that all progress.
 
     Rounded up, and without the rows themselves: their part of the time is spent on tokens.
     """
