@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import aiohttp
 import msgspec
 
+from bench.client import BenchError
 from bench.serve.recording import Outcome
 
 IDLE_SECONDS = 2.0  # that a connection is kept: less than servers do, so that none closes under a request
@@ -26,14 +28,21 @@ UNREACHABLE = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
 class Tally:
     """What is going on, for whoever looks."""
 
+    announce: Callable[[str], None] = lambda turn: None  # is told every turn as it begins
+    turn: str = ""
+    total: int = 0
     sent: int = 0
     done: int = 0
     failed: int = 0
     chunks: int = 0
     refused_in_a_row: int = 0
-    turn: str = ""
-    total: int = 0
     outcomes: list[Outcome] = field(default_factory=list)  # of this turn, those that have ended
+
+    def begin(self, turn: str, total: int) -> None:
+        """Count from zero."""
+        self.turn, self.total, self.outcomes = turn, total, []
+        self.sent = self.done = self.failed = self.chunks = self.refused_in_a_row = 0
+        self.announce(turn)
 
 
 class StreamError(Exception):
@@ -86,13 +95,12 @@ class Client:
         self.url = url
 
     async def get(self, path: str) -> tuple[int, Any]:
-        """Status and JSON body (None if it is none)."""
-        async with self._session.get(self.url + path) as response:
-            return response.status, _json(await response.read())
+        """Status and JSON body (None if it is none). Raises BenchError where nothing answers."""
+        return await self._ask("GET", path, None)
 
     async def post(self, path: str, body: Mapping[str, Any]) -> tuple[int, Any]:
-        async with self._session.post(self.url + path, data=msgspec.json.encode(body)) as response:
-            return response.status, _json(await response.read())
+        """Like `get`."""
+        return await self._ask("POST", path, msgspec.json.encode(body))
 
     async def stream(self, path: str, body: bytes, outcome: Outcome, start: float, tally: Tally) -> None:
         """Fill the outcome with what happens to the request. `start`: perf_counter() of its times' zero."""
@@ -100,7 +108,7 @@ class Client:
         outcome.sent = time.perf_counter() - start
         try:
             await self._stream(path, body, outcome, start, tally)
-        except (*UNREACHABLE, TimeoutError, aiohttp.ClientError, StreamError, OSError) as error:
+        except (aiohttp.ClientError, TimeoutError, OSError, StreamError) as error:
             outcome.error = reason(error)
         except asyncio.CancelledError:
             outcome.error = UNFINISHED
@@ -112,6 +120,13 @@ class Client:
             tally.done += 1
             tally.failed += outcome.error is not None
             tally.outcomes.append(outcome)
+
+    async def _ask(self, method: str, path: str, body: bytes | None) -> tuple[int, Any]:
+        try:
+            async with self._session.request(method, self.url + path, data=body) as response:
+                return response.status, _json(await response.read())
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise BenchError(f"{self.url}: {reason(error)}") from None
 
     async def _stream(self, path: str, body: bytes, outcome: Outcome, start: float, tally: Tally) -> None:
         async with self._session.post(self.url + path, data=body) as response:
@@ -150,7 +165,9 @@ def reason(error: Exception) -> str:
     if isinstance(error, aiohttp.ClientSSLError):
         return f"{GONE}: {error}"
     if isinstance(error, aiohttp.ClientConnectorError):
-        return f"{GONE}: {error.os_error.strerror or error.os_error}"
+        cause = error.os_error
+        number = cause.errno or 0  # that of a name that is not known is negative, and none of the system's
+        return f"{GONE}: {os.strerror(number) if number > 0 else cause.strerror or cause}"
     if isinstance(error, TimeoutError):
         return f"{GONE}: timeout" if isinstance(error, UNREACHABLE) else "timeout"
     return str(error) or type(error).__name__

@@ -52,7 +52,7 @@ def sample(outcome: Outcome, objective: Objective) -> Sample:
         ttft=ttft,
         gaps=gaps,
         decode_rate=after_first / lasted if lasted > 0 else None,
-        prompt_rate=outcome.prompt_tokens / ttft if outcome.prompt_tokens else None,
+        prompt_rate=outcome.prompt_tokens / ttft if outcome.prompt_tokens and ttft > 0 else None,
         tokens=outcome.tokens,
         good=ttft <= objective.ttft and (worst is None or worst <= objective.gap),
     )

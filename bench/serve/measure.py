@@ -18,7 +18,7 @@ from bench.serve import light
 from bench.serve.arguments import Options, Target
 from bench.serve.client import Client, connected
 from bench.serve.probe import CHAT, COMPLETIONS, Prober, model_of
-from bench.serve.recording import SCHEMA, Endpoint, Recording
+from bench.serve.recording import SCHEMA, Endpoint, Recording, rounded
 from bench.serve.report import live
 from bench.serve.run import Contestant, Runner
 from bench.serve.workloads import RECIPES, Workload
@@ -43,7 +43,7 @@ async def measure(options: Options, console: Console) -> Recording:
         async with live(runner.tally, console):
             await runner.warm_up(options.warm_ups)
             await _interruptible(runner, options.repeats)
-    return Recording(
+    found = Recording(
         schema=SCHEMA,
         made=datetime.now(UTC).isoformat(timespec="seconds"),
         workload=options.workload.name,
@@ -59,6 +59,7 @@ async def measure(options: Options, console: Console) -> Recording:
         light=bound,
         ended_early=runner.ended_early,
     )
+    return rounded(found)
 
 
 async def _interruptible(runner: Runner, repeats: int) -> None:

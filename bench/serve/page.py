@@ -54,7 +54,7 @@ function coloured(layout) {
 }
 async function draw() {
   for (const plot of plots)
-    await Plotly.react(plot.id, plot.data, coloured(plot.layout), {responsive: true, displaylogo: false});
+    await Plotly.react(plot.id, plot.data, coloured(plot.layout), {responsive: true, displayModeBar: false});
 }
 dark.addEventListener("change", draw);
 draw();

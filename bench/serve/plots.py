@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,12 +12,15 @@ from bench.serve.figures import TOGETHER
 from bench.serve.recording import Outcome, Repeat
 from bench.serve.summary import Summary
 
-BINS = 400  # of the time axis of gaps
+PARTS = 400  # of a time axis
 POINTS = 400  # of a distribution at most
+LEAST = 1e-3  # of a logarithmic axis
+LONG = "long"  # the kind whose arrivals are marked
 # One hue an endpoint, one shade a kind; readable on light and on dark ground (Okabe and Ito's palette).
 COLOURS = (("#0072b2", "#56b4e9", "#004d80"), ("#d55e00", "#e69f00", "#8f3f00"))
 SYMBOLS = ("circle", "diamond", "square", "cross", "triangle-up")
 Trace = dict[str, Any]
+Points = list[tuple[float, float]]
 
 
 class Plot(NamedTuple):
@@ -74,39 +78,42 @@ def gap_distribution(summary: Summary) -> Plot:
 
 def gaps_over_time(summary: Summary) -> Plot:
     """The longest gap of every moment, with the arrivals of long prompts marked."""
-    data, lines, end = [], set(), 0.0
+
+    def gaps(outcome: Outcome) -> Points:
+        return [(at, (at - before) * 1e3) for before, at in pairwise(outcome.chunks)]
+
+    return _over_time(summary, Plot("gaps", "Gaps over time", "The longest gap", [], {}), "gap, ms", gaps)
+
+
+def ttft_over_time(summary: Summary) -> Plot:
+    """The longest wait of the requests that arrive at every moment."""
+
+    def wait(outcome: Outcome) -> Points:
+        answered = outcome.chunks and outcome.error is None
+        return [(outcome.scheduled, outcome.chunks[0] - outcome.scheduled)] if answered else []
+
+    plot = Plot("ttft-over-time", "Time to first token over time", "The longest wait of the arrivals", [], {})
+    return _over_time(summary, plot, "TTFT, seconds", wait)
+
+
+def _over_time(summary: Summary, plot: Plot, axis: str, points: Callable[[Outcome], Points]) -> Plot:
+    """The largest of the points in each part of the first repeat."""
+    marks, end = set(), 0.0
     for index, repeat in _first_repeats(summary):
         end = max(end, repeat.seconds)
         for number, kind in enumerate(summary.kinds):
             outcomes = [outcome for outcome in repeat.outcomes if outcome.kind == kind]
-            if kind == "long":
-                lines |= {round(outcome.scheduled, 2) for outcome in outcomes}
-            times, gaps = _longest_gaps(outcomes, repeat.seconds)
-            if times:
-                data.append(_dots(times, gaps, _style(summary, index, number)))
-    layout = _layout("seconds since the start of the repeat", "gap, ms", {"range": [0, end]}, {"type": "log"})
-    layout["shapes"] = [_mark(at) for at in sorted(lines)]
-    marked = " Dotted lines: long prompts arrive." if lines else ""
-    caption = f"The longest gap in each {BINS}th of the first repeat.{marked}"
-    return Plot("gaps", "Gaps over time", caption, data, layout)
-
-
-def ttft_over_time(summary: Summary) -> Plot:
-    """Every request of the first repeat."""
-    data, lines = [], set()
-    for index, repeat in _first_repeats(summary):
-        for number, kind in enumerate(summary.kinds):
-            outcomes = [o for o in repeat.outcomes if o.kind == kind and o.chunks and o.error is None]
-            if kind == "long":
-                lines |= {round(outcome.scheduled, 2) for outcome in outcomes}
-            if outcomes:
-                at = [outcome.scheduled for outcome in outcomes]
-                waits = [outcome.chunks[0] - outcome.scheduled for outcome in outcomes]
-                data.append(_dots(at, waits, _style(summary, index, number)))
-    layout = _layout("scheduled arrival, seconds since the start", "TTFT, seconds", {}, {"type": "log"})
-    layout["shapes"] = [_mark(at) for at in sorted(lines)]
-    caption = "Every request of the first repeat." + (" Dotted lines: long prompts arrive." if lines else "")
-    return Plot("ttft-over-time", "Time to first token over time", caption, data, layout)
+            if kind == LONG:
+                marks |= {round(outcome.scheduled, 2) for outcome in outcomes}
+            largest = _largest([point for outcome in outcomes for point in points(outcome)], repeat.seconds)
+            if largest:
+                plot.data.append(_dots(largest, _style(summary, index, number)))
+    layout = _layout("seconds since the start of the repeat", axis, {"range": [0, end]}, {"type": "log"})
+    layout["shapes"] = [_mark(at) for at in sorted(marks)]
+    caption = f"{plot.caption} in each {PARTS}th of the first repeat."
+    return plot._replace(
+        caption=caption + (" Dotted lines: long prompts arrive." if marks else ""), layout=layout
+    )
 
 
 def figures_by_kind(summary: Summary) -> Plot:
@@ -188,21 +195,20 @@ def _steps(values: list[float], style: Trace) -> Trace:
     return {"type": "scatter", "mode": "lines", "name": style["name"], "line": line, "x": xs, "y": ys}
 
 
-def _dots(xs: list[float], ys: list[float], style: Trace) -> Trace:
-    rounded = {"x": np.round(xs, 4).tolist(), "y": np.round(ys, 5).tolist()}
-    return {"type": "scatter", "mode": "markers", "name": style["name"], "marker": style["marker"], **rounded}
+def _dots(points: Points, style: Trace) -> Trace:
+    xs, ys = np.round([at for at, _ in points], 4).tolist(), np.round([y for _, y in points], 5).tolist()
+    marker = style["marker"]
+    return {"type": "scatter", "mode": "markers", "name": style["name"], "marker": marker, "x": xs, "y": ys}
 
 
-def _longest_gaps(outcomes: list[Outcome], seconds: float) -> tuple[list[float], list[float]]:
-    """When and how long (ms): of the gaps that end in the same part of the repeat, the longest."""
-    longest: dict[int, tuple[float, float]] = {}
-    for outcome in outcomes:
-        for before, at in zip(outcome.chunks, outcome.chunks[1:], strict=False):
-            part = int(at / seconds * BINS)
-            if part not in longest or at - before > longest[part][1]:
-                longest[part] = (at, at - before)
-    ordered = [longest[part] for part in sorted(longest)]
-    return [at for at, _ in ordered], [max(gap * 1e3, 0.001) for _, gap in ordered]
+def _largest(points: Points, seconds: float) -> Points:
+    """In each part of so many seconds, the largest; however much was measured, a page stays small."""
+    largest: dict[int, tuple[float, float]] = {}
+    for at, value in points:
+        part = int(at / seconds * PARTS)
+        if part not in largest or value > largest[part][1]:
+            largest[part] = (at, max(value, LEAST))
+    return [largest[part] for part in sorted(largest)]
 
 
 def _mark(at: float) -> dict[str, Any]:

@@ -9,11 +9,10 @@ from random import Random
 from typing import Any
 from urllib.parse import urlsplit
 
-import aiohttp
 import msgspec
 
 from bench.client import BenchError
-from bench.serve.client import Client, Tally, reason
+from bench.serve.client import Client, Tally
 from bench.serve.prompts import fitted, text
 from bench.serve.recording import Endpoint, Outcome
 from bench.serve.workloads import Arrival
@@ -67,10 +66,7 @@ def request_body(
 
 async def model_of(client: Client) -> str:
     """The first model that the endpoint lists."""
-    try:
-        status, raw = await client.get("/models")
-    except (aiohttp.ClientError, OSError, TimeoutError) as error:
-        raise BenchError(f"{client.url}: {reason(error)}") from None
+    status, raw = await client.get("/models")
     try:
         return str(raw["data"][0]["id"])
     except (KeyError, IndexError, TypeError):
@@ -84,7 +80,7 @@ class Prober:
     """Tries requests on one endpoint."""
 
     def __init__(self, client: Client, name: str, model: str, extra: Mapping[str, Any]) -> None:
-        self._client, self._extra, self._random = client, extra, Random()
+        self._client, self._extra = client, extra
         self._endpoint = Endpoint(name, client.url, model)
 
     async def find(self, path: str) -> Endpoint | None:
@@ -120,7 +116,8 @@ class Prober:
 
     def _body(self, words: int) -> dict[str, Any]:
         arrival = Arrival(0.0, "probe", 1)
-        return request_body(self._endpoint, arrival, text(words, self._random), self._extra)
+        # The same words for every endpoint: those that count alike are then sent prompts of the same length.
+        return request_body(self._endpoint, arrival, text(words, Random(words)), self._extra)
 
     async def _ask(self, words: int) -> Outcome:
         return await ask(self._client, self._endpoint.path, self._body(words))

@@ -101,10 +101,14 @@ class Recording(msgspec.Struct, forbid_unknown_fields=True):
     ended_early: str | None = None  # why
 
 
+def rounded(recording: Recording) -> Recording:
+    """Times in whole microseconds: what is reported now is what a file of it reports later."""
+    return msgspec.convert(_rounded(msgspec.to_builtins(recording)), Recording)
+
+
 def save(recording: Recording, path: Path) -> None:
-    """As JSON, times in whole microseconds."""
-    raw = _rounded(msgspec.to_builtins(recording))
-    path.write_bytes(msgspec.json.encode(raw) + b"\n")
+    """As JSON."""
+    path.write_bytes(msgspec.json.encode(recording) + b"\n")
 
 
 def load(path: Path) -> Recording:

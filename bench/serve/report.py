@@ -33,8 +33,9 @@ def number(value: float) -> str:
     """Three digits are all that a measurement on a shared machine holds."""
     if value == 0:
         return "0"
-    digits = max(0, 2 - math.floor(math.log10(abs(value))))
-    return f"{value:,.{min(digits, 3)}f}"
+    rounded = float(f"{value:.2e}")
+    digits = max(0, 2 - math.floor(math.log10(abs(rounded))))
+    return f"{rounded:,.{min(digits, 3)}f}"
 
 
 def spread_text(spread: Spread | None, unit: str) -> str:
@@ -150,21 +151,18 @@ async def live(tally: Tally, console: Console) -> AsyncIterator[None]:
         TextColumn("{task.fields[told]}"),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=console, auto_refresh=False, disable=not console.is_terminal) as progress:
+    if not console.is_terminal:
+        tally.announce = lambda turn: console.print(Text(turn))
+        yield
+        return
+    with Progress(*columns, console=console, auto_refresh=False) as progress:
         task = progress.add_task("", told="")
+        tally.announce = lambda turn: progress.reset(task, description=turn, total=tally.total)
 
         async def look() -> None:
-            shown = ""
             while True:
-                if tally.turn != shown:
-                    shown = tally.turn
-                    progress.reset(task)
-                    if not console.is_terminal:
-                        console.print(Text(shown))
                 told = f"{tally.sent - tally.done} running, {tally.chunks} chunks, {tally.failed} errors"
-                progress.update(
-                    task, description=tally.turn, completed=tally.done, total=tally.total or None, told=told
-                )
+                progress.update(task, completed=tally.done, told=told)
                 progress.refresh()
                 await asyncio.sleep(1 / LOOKS_A_SECOND)
 

@@ -11,7 +11,6 @@ from itertools import product
 from random import Random
 from typing import Any, NamedTuple
 
-import aiohttp
 import msgspec
 
 from bench.client import BenchError
@@ -53,7 +52,7 @@ class Runner:
                 largest[arrival.kind] = arrival
         for number, contestant in product(range(times), self._contestants):
             for arrival in largest.values():
-                self.tally.turn = f"warm-up of {contestant.endpoint.name}: {arrival.kind}"
+                self.tally.begin(f"warm-up of {contestant.endpoint.name}: {arrival.kind}", 1)
                 await self._warm_up(contestant, arrival, f"{self.tally.turn} {number}")
 
     async def _warm_up(self, contestant: Contestant, arrival: Arrival, key: str) -> None:
@@ -75,19 +74,18 @@ class Runner:
             order = list(range(len(self._contestants)))
             for index in order if number % 2 == 0 else reversed(order):
                 contestant = self._contestants[index]
-                self.tally.turn = f"repeat {number + 1} of {repeats}: {contestant.endpoint.name}"
-                await self._turn(index, number)
+                turn = f"repeat {number + 1} of {repeats}: {contestant.endpoint.name}"
+                await self._turn(index, number, turn)
                 if not await _alive(contestant):
                     self.repeats[-1].complete = False
                     self.ended_early = f"{contestant.endpoint.name} does not answer any more"
                     return
 
-    async def _turn(self, index: int, number: int) -> None:
+    async def _turn(self, index: int, number: int, turn: str) -> None:
         contestant = self._contestants[index]
         tally = self.tally
         bodies = self._bodies(contestant, number, index if self._same else 0)
-        tally.sent = tally.done = tally.failed = tally.chunks = tally.refused_in_a_row = 0
-        tally.total, tally.outcomes = len(bodies), []
+        tally.begin(turn, len(bodies))
         gc.collect()
         start, used = time.perf_counter(), time.process_time()
         complete = False
@@ -138,6 +136,6 @@ async def _alive(contestant: Contestant) -> bool:
     try:
         async with asyncio.timeout(ALIVE_SECONDS):
             await contestant.client.get("/models")
-    except (OSError, TimeoutError, aiohttp.ClientError):
+    except (BenchError, TimeoutError):
         return False
     return True

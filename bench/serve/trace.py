@@ -55,7 +55,9 @@ def _arrival(text: bytes, where: str) -> Arrival:
     line = _parsed(text, where)
     given = [name for name in TEXTS if getattr(line, name) is not None]
     if len(given) != 1:
-        raise BenchError(f"{where}: give one of prompt, messages, prompt_tokens; this has {given or 'none'}")
+        raise BenchError(
+            f"{where}: give one of prompt, messages, prompt_tokens; this has {', '.join(given) or 'none'}"
+        )
     for name, value, least in (
         ("at", line.at, 0),
         ("max_tokens", line.max_tokens, 1),
