@@ -60,8 +60,10 @@ def sweep(options: Options, wanted: Sweep) -> None:
     short, long = extremes(baseline)
     trials = []
     rows = [
-        ["eldest_share", "target, ms", f"{short} p50, ms", f"{short} p99, ms", f"{short} gap p99, ms"]
-        + [f"{long} p50 ÷ {BASELINE}'s", f"{long} longest wait, ms", "of its bound"]
+        [
+            *("eldest_share", "target, ms", f"{short} p50, ms", f"{short} p99, ms", f"{short} gap p99, ms"),
+            *(f"{long} p50 ÷ {BASELINE}'s", f"{long} longest wait, ms", "of its bound"),
+        ]
     ]
     for share in wanted.shares:
         for target in wanted.targets:
@@ -124,8 +126,9 @@ def heading(options: Options) -> str:
     lines = [f"{source.name}: {settings_told(source)}" if source.settings else source.name]
     coefficients = ", ".join(f"{name} {value:.3g}" for name, value in asdict(device.costs).items())
     capacity = device.capacity
-    size = f"{capacity.blocks * capacity.block_size:,} tokens of KV cache, contexts up to {capacity.max_context:,}"
-    lines.append(f"device {device.name}: seconds of a step: {coefficients}; {size}")
+    held = capacity.blocks * capacity.block_size
+    lines.append(f"device {device.name}: seconds of a step: {coefficients}")
+    lines.append(f"it holds {held:,} tokens; contexts up to {capacity.max_context:,}")
     if source.recording is not None and source.recording.truncated:
         lines.append(
             "The last line of the recording was cut off, as a killed server leaves it; it is left out."

@@ -138,8 +138,9 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--device",
         metavar="NAME[,KEY=VALUE...]",
-        help=f"{' or '.join(DEVICES)} (default {next(iter(DEVICES))}, or the one recorded), with changes, or all "
-        "coefficients in seconds: base=,row=,token=,attended=,read=; and blocks=, block_size=, max_context=",
+        help=f"{' or '.join(DEVICES)} (default {next(iter(DEVICES))}, or the one recorded), with changes, "
+        "or all coefficients in seconds: base=,row=,token=,attended=,read=; "
+        "and blocks=, block_size=, max_context=",
     )
     add(
         "--policy",

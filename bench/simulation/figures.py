@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from tokenspeed.sim.bound import waits
-from tokenspeed.sim.recording import Felt, Recording
-from tokenspeed.sim.simulate import Outcome, Trace
+from tokenspeed.sim.recording import Recording
+from tokenspeed.sim.simulate import Trace
 
 Figures = dict[str, float | None]
 
@@ -51,7 +51,7 @@ RUN_COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """The figures of one policy on one seed, and every time to first token, by kind."""
+    """The figures of one policy on one seed, and every time to first token, by kind: short prompts first."""
 
     kinds: Mapping[str, Figures]
     whole: Figures
@@ -77,7 +77,7 @@ def run_of(trace: Trace) -> Run:
     bounds = {(id(wait.outcome)): wait.felt / wait.bound for wait in waits(trace)}
     kinds: dict[str, Figures] = {}
     ttft: dict[str, list[float]] = {}
-    for kind in _kinds(trace.outcomes):
+    for kind in by_length({outcome.kind: len(outcome.request.prompt) for outcome in trace.outcomes}):
         outcomes = [outcome for outcome in trace.outcomes if outcome.kind == kind]
         ttft[kind] = [outcome.wait * 1e3 for outcome in outcomes if outcome.wait is not None]
         gaps = [np.diff(outcome.times) * 1e3 for outcome in outcomes if len(outcome.times) > 1]
@@ -110,7 +110,8 @@ def recorded(recording: Recording) -> Run:
     """What was felt when it was recorded; gaps are not in a recording."""
     felt = recording.felt
     ttft = {
-        kind: [f.first * 1e3 for f in felt if f.kind == kind and f.first is not None] for kind in _kinds(felt)
+        kind: [f.first * 1e3 for f in felt if f.kind == kind and f.first is not None]
+        for kind in by_length({f.kind: f.prompt for f in felt})
     }
     kinds: dict[str, Figures] = {
         kind: {
@@ -147,5 +148,6 @@ def _prediction(errors: Sequence[float]) -> Figures:
     return {f"prediction_p{percent}": percentile(errors, percent) for percent in (50, 90)}
 
 
-def _kinds(outcomes: Iterable[Outcome | Felt]) -> list[str]:
-    return sorted({outcome.kind for outcome in outcomes})
+def by_length(prompts: Mapping[str, int]) -> list[str]:
+    """Kinds of requests, given the tokens of some prompt of each: those with short prompts first."""
+    return sorted(prompts, key=lambda kind: prompts[kind])

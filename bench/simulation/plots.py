@@ -22,7 +22,7 @@ class Trial(NamedTuple):
 
 def distributions(title: str, runs: Mapping[str, Sequence[Run]]) -> str:
     """For each kind of requests, the share of them that had their first token by then; as SVG."""
-    kinds = sorted({kind for of_policy in runs.values() for run in of_policy for kind in run.ttft})
+    kinds = list(dict.fromkeys(kind for of_policy in runs.values() for run in of_policy for kind in run.ttft))
     panels = []
     for kind in kinds:
         lines = []
@@ -60,12 +60,12 @@ def front(title: str, trials: Sequence[Trial], baseline: Sequence[Run], goals: b
             for lines, across in ((by_ratio, ratios), (by_gap, gaps)):
                 points: list[Point] = list(zip(across, ttft, strict=True))
                 lines.append(Line(name, points, colour, dashed, labels=labels, label_above=dashed))
-    told = [Goal("", "y", 50.0), Goal("", "y", 100.0)] if goals else []
+    told = [Goal("p50 goal", "y", 50.0), Goal("p99 goal", "y", 100.0)] if goals else []
     heights = [y for line in by_ratio for _, y in line.points] + [goal.value for goal in told]
     y = axis(f"{short} time to first token, ms", heights, low=0.0)
     across_ratio = axis(f"{long} TTFT p50 ÷ first-come's", [x for line in by_ratio for x, _ in line.points])
     across_gap = axis(f"{short} gap p99, ms", [x for line in by_gap for x, _ in line.points], low=0.0)
-    sides = ([*told, Goal("1.25", "x", 1.25)], [*told, Goal("60 ms", "x", 60.0)]) if goals else ([], [])
+    sides = ([*told, Goal("goal", "x", 1.25)], [*told, Goal("goal", "x", 60.0)]) if goals else ([], [])
     panels = [
         Panel(
             f"Against what the {long} ones wait more",
@@ -82,9 +82,9 @@ def front(title: str, trials: Sequence[Trial], baseline: Sequence[Run], goals: b
 
 
 def extremes(runs: Sequence[Run]) -> tuple[str, str]:
-    """The kinds that wait the least and the most under no load: those with the shortest and longest prompts."""
+    """The kinds of requests with the shortest and with the longest prompts."""
     kinds = list(runs[0].kinds)
-    return ("short", "long") if {"short", "long"} <= set(kinds) else (kinds[0], kinds[-1])
+    return kinds[0], kinds[-1]
 
 
 def middle(runs: Sequence[Run], kind: str, key: str) -> float:

@@ -13,8 +13,10 @@ COUNTS = {"requests", "steps", "preemptions", "refused"}
 
 
 def tables(runs: Runs, baseline: str | None) -> str:
-    """The figures of each kind, then those of whole runs; medians over seeds, with the least and the largest."""
-    kinds = sorted({kind for of_policy in runs.values() for run in of_policy for kind in run.kinds})
+    """The figures of each kind, then those of whole runs: medians over seeds, the least and the largest."""
+    kinds = list(
+        dict.fromkeys(kind for of_policy in runs.values() for run in of_policy for kind in run.kinds)
+    )
     ratio = [] if baseline is None else [f"p50 ÷ {baseline}'s"]
     rows = [["", "policy", *map(_title, KIND_COLUMNS), *ratio]]
     for kind in kinds:

@@ -113,7 +113,8 @@ def _panel(panel: Panel, left: float) -> Iterator[str]:
     def y(value: float) -> float:
         return round(y0 + (y1 - y0) * panel.y.share(value), 1)
 
-    yield f'<text x="{x0}" y="{TOP - 18}" font-size="14" font-weight="600" fill="{INK}">{escape(panel.title)}</text>'
+    bold = f'font-size="14" font-weight="600" fill="{INK}"'
+    yield f'<text x="{x0}" y="{TOP - 18}" {bold}>{escape(panel.title)}</text>'
     for value in panel.x.ticks():
         yield f'<path d="M{x(value)} {y0}V{y1}" stroke="{GRID}"/>'
         yield f'<text x="{x(value)}" y="{y0 + 16}" text-anchor="middle" fill="{FAINT}">{value:,g}</text>'
@@ -146,7 +147,8 @@ def _line(line: Line, x: Callable[[float], float], y: Callable[[float], float]) 
             yield f'<circle cx="{a}" cy="{b}" r="{line.mark}" fill="{line.colour}"/>'
     for (a, b), label in zip(places, line.labels, strict=False):
         below = -8 if line.label_above else 16
-        yield f'<text x="{a}" y="{b + below}" text-anchor="middle" font-size="11" fill="{line.colour}">{escape(label)}</text>'
+        style = f'text-anchor="middle" font-size="11" fill="{line.colour}"'
+        yield f'<text x="{a}" y="{b + below}" {style}>{escape(label)}</text>'
 
 
 def _legend_rows(lines: Sequence[Line], width: float) -> list[list[Line]]:

@@ -30,6 +30,7 @@ class Felt(NamedTuple):
     """What a choice felt when it was recorded. Times in seconds."""
 
     kind: str
+    prompt: int  # tokens
     arrival: float
     predicted: float  # from its arrival to its first token
     first: float | None  # the same, as it came
@@ -99,7 +100,7 @@ def read_recording(path: Path) -> Recording:
 
 
 def _felt(came: Came, end: Ended) -> Felt:
-    return Felt(kind_of(came.prompt), came.at, came.predicted, end.first, end.at, end.tokens)
+    return Felt(kind_of(came.prompt), came.prompt, came.at, came.predicted, end.first, end.at, end.tokens)
 
 
 def _says(lines: Lines) -> Callable[[Draw], int]:
