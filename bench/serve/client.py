@@ -20,6 +20,7 @@ from bench.serve.recording import Outcome
 IDLE_SECONDS = 2.0  # that a connection is kept: less than servers do, so that none closes under a request
 ERROR_LETTERS = 200  # of what a server says
 GONE = "cannot connect"  # how the error of a request begins whose endpoint does not answer at all
+CUT = "the server closed the connection before the end of its answer"
 UNFINISHED = "interrupted"
 UNREACHABLE = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
 
@@ -170,6 +171,8 @@ def reason(error: Exception) -> str:
         return f"{GONE}: {os.strerror(number) if number > 0 else cause.strerror or cause}"
     if isinstance(error, TimeoutError):
         return f"{GONE}: timeout" if isinstance(error, UNREACHABLE) else "timeout"
+    if isinstance(error, (aiohttp.ServerDisconnectedError, aiohttp.ClientPayloadError, ConnectionResetError)):
+        return CUT
     return str(error) or type(error).__name__
 
 

@@ -10,6 +10,7 @@ from bench.serve.summary import Summary
 LATE_MS = 10.0  # of the 99th percentile of the client's lateness: more is worth a word
 BUSY = 0.7  # of a core: the client may be what is measured
 SEVERAL_TOKENS = 1.05  # a piece
+ENOUGH = 3  # repeats
 OFF = 0.1  # of the wanted length of prompts
 
 
@@ -88,6 +89,10 @@ def _of_method(recording: Recording) -> list[str]:
         if recording.repeats_wanted == 1:
             told.append(
                 "With one repeat, intervals know the differences between requests only, not between runs."
+            )
+        elif recording.repeats_wanted < ENOUGH:
+            told.append(
+                "Intervals of so few repeats are wide; --repeats 5 or more tells smaller differences."
             )
         told.append(
             "Ratios: how many times better the first is, with a 95% interval. "

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import combinations
-from random import Random
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -13,7 +12,7 @@ import msgspec
 
 from bench.client import BenchError
 from bench.serve.client import Client, Tally
-from bench.serve.prompts import fitted, text
+from bench.serve.prompts import WORDS, fitted
 from bench.serve.recording import Endpoint, Outcome
 from bench.serve.workloads import Arrival
 
@@ -27,7 +26,7 @@ OWN_FIELDS = (
     "stream",
     "stream_options",
 )
-PROBE_WORDS = (32, 160)  # of the two prompts that tell tokens a word
+PROBES = (WORDS[::2], WORDS[1::2], WORDS)  # prompts that tell tokens a word
 REFUSED = ("status 400", "status 422")  # how servers answer a field that they do not take
 ABSENT = ("status 404", "status 405", "status 501")
 
@@ -91,7 +90,7 @@ class Prober:
         refusal = ""
         for left_out in _omissions(path):
             self._endpoint = msgspec.structs.replace(self._endpoint, path=path, left_out=left_out)
-            outcome = await self._ask(PROBE_WORDS[0])
+            outcome = await self._ask(PROBES[0])
             if outcome.error is None:
                 return await self._sized(outcome)
             refusal = refusal or outcome.error
@@ -102,27 +101,26 @@ class Prober:
         raise BenchError(f"{self._client.url}{path} refuses a small request: {refusal}")
 
     async def _sized(self, first: Outcome) -> Endpoint:
-        """How prompts are counted, from the stream's usage or else from that of a whole answer."""
+        """With how it counts."""
         endpoint = self._endpoint
         endpoint.usage = first.completion_tokens is not None
-        counts = []
-        for words in PROBE_WORDS:
-            tokens = (await self._ask(words)).prompt_tokens or await self._count_whole(words)
-            if tokens is None:
-                return endpoint
-            counts.append((words, tokens))
-        endpoint.sizing = fitted(counts[0], counts[1])
+        counts = [await self._count(words) for words in PROBES]
+        known = [tokens for tokens in counts if tokens is not None]
+        if len(known) == len(PROBES):
+            endpoint.sizing = fitted(*known)
         return endpoint
 
-    def _body(self, words: int) -> dict[str, Any]:
-        arrival = Arrival(0.0, "probe", 1)
-        # The same words for every endpoint: those that count alike are then sent prompts of the same length.
-        return request_body(self._endpoint, arrival, text(words, Random(words)), self._extra)
+    def _body(self, words: Sequence[str]) -> dict[str, Any]:
+        return request_body(self._endpoint, Arrival(0.0, "probe", 1), " ".join(words), self._extra)
 
-    async def _ask(self, words: int) -> Outcome:
+    async def _ask(self, words: Sequence[str]) -> Outcome:
         return await ask(self._client, self._endpoint.path, self._body(words))
 
-    async def _count_whole(self, words: int) -> int | None:
+    async def _count(self, words: Sequence[str]) -> int | None:
+        """Tokens of such a prompt, from the stream's usage or else from that of a whole answer."""
+        asked = await self._ask(words)
+        if asked.prompt_tokens is not None:
+            return asked.prompt_tokens
         body = self._body(words)
         body.pop("stream_options", None)
         _, raw = await self._client.post(self._endpoint.path, body | {"stream": False})

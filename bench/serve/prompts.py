@@ -41,12 +41,16 @@ class Sizing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return max(1, round((tokens - self.base) / self.per_word))
 
 
-def fitted(few: tuple[int, int], many: tuple[int, int]) -> Sizing:
-    """From two counted prompts, each (words, tokens)."""
-    per_word = (many[1] - few[1]) / (many[0] - few[0])
-    if per_word <= 0:  # a server that counts only what its cache did not have, or counts nothing
+def fitted(odd: int, even: int, both: int) -> Sizing:
+    """From the counted tokens of three prompts: two halves of the words, and all of them, each word once.
+
+    The sum of the halves holds `base` twice, so both numbers are exact for words drawn evenly.
+    """
+    base = odd + even - both
+    per_word = (both - base) / len(WORDS)
+    if base < 0 or per_word <= 0:  # a server that counts only what its cache did not have, or counts nothing
         return Sizing()
-    return Sizing(few[1] - few[0] * per_word, per_word, measured=True)
+    return Sizing(base, per_word, measured=True)
 
 
 def text(words: int, random: Random) -> str:

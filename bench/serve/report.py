@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bench.serve.client import Tally
+from bench.serve.figures import GOODPUT
 from bench.serve.notes import notes
 from bench.serve.statistics import Ratio
 from bench.serve.summary import Row, Spread, Summary
@@ -69,11 +70,13 @@ def print_report(summary: Summary, console: Console) -> None:
         for kind, told in summary.counts(index).items():
             console.print(Text(f"{endpoint.name}, {kind}: {told}"))
         console.print(Text(f"{endpoint.name}, client: {client_text(summary, index)}"))
-    console.print(Text(objective_text(summary)))
-    if recording.light is not None:
-        console.print(Text(light_text(summary)))
+    for told in filter(None, (objective_text(summary), light_text(summary))):
+        console.print(Text(told))
     for note in notes(summary):
         console.print(Text(f"• {note}"))
+    if summary.errors():
+        failed = f"{summary.errors()} requests failed; figures are of those that were answered."
+        console.print(Text(failed, style="bold red"))
 
 
 def repeats_text(summary: Summary) -> str:
@@ -93,6 +96,9 @@ def client_text(summary: Summary, index: int) -> str:
 
 
 def objective_text(summary: Summary) -> str:
+    """Nothing where no figure is about it."""
+    if not any(row.figure is GOODPUT for row in summary.rows):
+        return ""
     objective = summary.recording.objective
     return (
         f"Goodput counts requests with a TTFT of at most {objective.ttft * 1e3:g} ms "

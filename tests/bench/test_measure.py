@@ -169,7 +169,7 @@ async def test_an_endpoint_that_dies_leaves_a_report_of_what_was_measured(serve:
 async def test_an_endpoint_that_dies_in_its_first_repeat_is_reported_by_what_it_had_answered(
     serve: Serve,
 ) -> None:
-    endpoint = await serve(dies_at=7)  # three probes and two warm-ups before
+    endpoint = await serve(dies_at=8)  # after four probes and two warm-ups
     recording = await measured("--url", endpoint.url, *STREAMS)
     assert not any(repeat.complete for repeat in recording.repeats)
     assert any(row.spreads[0] for row in Summary(recording).rows)
@@ -179,7 +179,7 @@ async def test_requests_are_sent_on_schedule_whatever_became_of_earlier_ones(ser
     options, _ = parse(["--url", "http://unused", *CHAT])
     assert isinstance(options, Options)
     asked = len(options.workload.arrivals)
-    before = 4  # three probes and a warm-up
+    before = 5  # four probes and a warm-up
     endpoint = await serve(held=range(before, before + asked))  # no answer before all have been sent
     recording = await measured("--url", endpoint.url, *CHAT, "--timeout", "60")
     assert [outcome.error for outcome in outcomes(recording)] == [None] * asked
@@ -214,8 +214,8 @@ async def test_a_trace_is_played_as_it_stands(serve: Serve, tmp_path: Path) -> N
 
 
 async def test_a_request_too_large_for_an_endpoint_is_told_before_anything_is_measured(serve: Serve) -> None:
-    endpoint = await serve(context=500)
-    with pytest.raises(BenchError, match=r"'long' request of 2,000 tokens: .*maximum context length is 500"):
+    endpoint = await serve(context=1000)
+    with pytest.raises(BenchError, match=r"'long' request of 2,000 tokens: .*maximum context length is 1000"):
         await measured("--url", endpoint.url, "--workload", "mixed", "--long-prompt", "2000")
 
 
