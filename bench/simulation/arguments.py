@@ -25,8 +25,8 @@ DESCRIPTION = """Run the real scheduler and the real engine in virtual time, ove
     python -m bench simulate --front --plot docs/front.svg
 """
 LIKE_RECORDED = "as recorded"
-TARGETS = (15.0, 20.0, 25.0, 30.0, 35.0, 40.0, 50.0, 60.0, 80.0)
-SHARES = (0.25, 0.1, 0.5)
+TARGETS = (20.0, 25.0, 30.0, 35.0, 40.0, 45.0, 50.0, 55.0, 60.0, 70.0, 80.0)
+SHARES = (0.25, 0.1, 0.4)
 SEEDS = 3
 TOLD = {  # where a setting means something else here than to the load generator
     "long_every": "between bursts",

@@ -62,7 +62,7 @@ def front(title: str, trials: Sequence[Trial], baseline: Sequence[Run], goals: b
                 lines.append(Line(name, points, colour, dashed, labels=labels, label_above=dashed))
     told = [Goal("p50 goal", "y", 50.0), Goal("p99 goal", "y", 100.0)] if goals else []
     heights = [y for line in by_ratio for _, y in line.points] + [goal.value for goal in told]
-    y = axis(f"{short} time to first token, ms", heights, low=0.0)
+    y = axis(f"{short} time to first token, ms", heights, log=True)
     across_ratio = axis(f"{long} TTFT p50 ÷ first-come's", [x for line in by_ratio for x, _ in line.points])
     across_gap = axis(f"{short} gap p99, ms", [x for line in by_gap for x, _ in line.points], low=0.0)
     sides = ([*told, Goal("goal", "x", 1.25)], [*told, Goal("goal", "x", 60.0)]) if goals else ([], [])
