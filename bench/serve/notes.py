@@ -24,7 +24,7 @@ def notes(summary: Summary) -> list[str]:
         told += _of_endpoint(recording, index)
         told += _of_answers(summary, index)
         told += _of_client(summary, index)
-    return told + _of_method(recording)
+    return told + _of_method(summary)
 
 
 def _of_errors(summary: Summary, index: int) -> list[str]:
@@ -83,14 +83,15 @@ def _of_client(summary: Summary, index: int) -> list[str]:
     return told
 
 
-def _of_method(recording: Recording) -> list[str]:
+def _of_method(summary: Summary) -> list[str]:
     told = ["TTFT counts from the scheduled arrival, not from when the request could be sent."]
-    if len(recording.endpoints) == 2:
-        if recording.repeats_wanted == 1:
+    repeats = summary.recording.repeats_wanted
+    if any(row.ratio for row in summary.rows):
+        if repeats == 1:
             told.append(
                 "With one repeat, intervals know the differences between requests only, not between runs."
             )
-        elif recording.repeats_wanted < ENOUGH:
+        elif repeats < ENOUGH:
             told.append(
                 "Intervals of so few repeats are wide; --repeats 5 or more tells smaller differences."
             )

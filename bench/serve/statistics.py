@@ -62,11 +62,13 @@ def paired_ratio(ratios: Sequence[float]) -> Ratio | None:
 
 
 def resampled_ratio(value: float, ratios: Sequence[float]) -> Ratio | None:
-    """From one repeat: the ratio, and what it was in resamples of the repeat's requests."""
-    known = [ratio for ratio in ratios if not math.isnan(ratio)]
-    if not known:
+    """From one repeat: the ratio, and what it was in resamples of the repeat's requests.
+
+    None where resamples all say the same, as of requests of equal length: they know no chance.
+    """
+    if not ratios or math.isclose(min(ratios), max(ratios), rel_tol=1e-6):
         return None
-    low, high = (float(bound) for bound in np.percentile(known, (2.5, 97.5), method="nearest"))
+    low, high = (float(bound) for bound in np.percentile(ratios, (2.5, 97.5), method="nearest"))
     return Ratio(value, min(low, value), max(high, value))
 
 

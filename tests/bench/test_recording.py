@@ -95,9 +95,11 @@ def test_ratios_say_how_many_times_better_the_first_is(recording: Recording) -> 
 
 def test_one_repeat_of_each_is_compared_by_resampling_its_requests(recording: Recording) -> None:
     del recording.repeats[2:]
+    for number, outcome in enumerate(recording.repeats[1].outcomes):
+        outcome.chunks[0] += 0.01 * (number % 3)
     ratio = row(recording, "short", "ttft_p50").ratio
     assert ratio is not None
-    assert ratio.low < ratio.value < ratio.high or ratio == pytest.approx((10, 10, 10))
+    assert 9.99 < ratio.low < ratio.value < ratio.high
     assert ratio.verdict == "better"
 
 

@@ -58,6 +58,7 @@ def test_the_interval_holds_the_true_ratio_as_often_as_it_claims() -> None:
     assert 0.93 < held / 2000 < 0.97
 
 
-def test_a_resampled_interval_holds_the_middle_of_the_resamples_and_the_value() -> None:
+def test_a_resampled_interval_holds_the_middle_of_the_resamples_if_they_differ_at_all() -> None:
     assert resampled_ratio(2.0, [1.0 + 0.01 * n for n in range(101)]) == (2.0, 1.02, 2.0)
     assert resampled_ratio(2.0, []) is None
+    assert resampled_ratio(2.0, [2.0] * 100) is None
