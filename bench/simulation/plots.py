@@ -40,7 +40,7 @@ def distributions(title: str, runs: Mapping[str, Sequence[Run]]) -> str:
                 lines,
             )
         )
-    return figure(title, f"Time to first token of {', '.join(kinds)} requests under each policy", panels)
+    return figure(title, f"{title}: share of requests that had their first token by then", panels)
 
 
 def front(title: str, trials: Sequence[Trial], baseline: Sequence[Run], goals: bool) -> str:
@@ -55,15 +55,16 @@ def front(title: str, trials: Sequence[Trial], baseline: Sequence[Run], goals: b
             name = f"{short} p{percent}, eldest_share {share:g}"
             labels = [f"{trial.target_step_ms:g}" for trial in of_share] if index == 0 else []
             ttft = [middle(trial.runs, short, f"ttft_p{percent}") for trial in of_share]
-            ratios = [long_ratio(trial.runs, baseline, long) for trial in of_share]
+            waits = [long_ratio(trial.runs, baseline, long) for trial in of_share]
             gaps = [middle(trial.runs, short, "gap_p99") for trial in of_share]
-            for lines, across in ((by_ratio, ratios), (by_gap, gaps)):
+            for lines, across in ((by_ratio, waits), (by_gap, gaps)):
                 points: list[Point] = list(zip(across, ttft, strict=True))
                 lines.append(Line(name, points, colour, dashed, labels=labels, label_above=dashed))
     told = [Goal("p50 goal", "y", 50.0), Goal("p99 goal", "y", 100.0)] if goals else []
     heights = [y for line in by_ratio for _, y in line.points] + [goal.value for goal in told]
     y = axis(f"{short} time to first token, ms", heights, log=True)
-    across_ratio = axis(f"{long} TTFT p50 ÷ first-come's", [x for line in by_ratio for x, _ in line.points])
+    ratios = [x for line in by_ratio for x, _ in line.points]
+    across_ratio = axis(f"{long} TTFT p50 ÷ first-come's", ratios, log=True)
     across_gap = axis(f"{short} gap p99, ms", [x for line in by_gap for x, _ in line.points], low=0.0)
     sides = ([*told, Goal("goal", "x", 1.25)], [*told, Goal("goal", "x", 60.0)]) if goals else ([], [])
     panels = [
@@ -77,7 +78,9 @@ def front(title: str, trials: Sequence[Trial], baseline: Sequence[Run], goals: b
         Panel("Against the gap between tokens", across_gap, y, by_gap, _within(sides[1], across_gap.high)),
     ]
     return figure(
-        title, "The front of step targets: short waits against long waits, and against gaps", panels
+        title,
+        f"{title}: what each step target costs. Numbers beside points are target_step_ms.",
+        panels,
     )
 
 

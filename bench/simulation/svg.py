@@ -56,7 +56,8 @@ class Axis:
         """Round values between the ends."""
         if self.log:
             decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
-            found = [digit * 10.0**decade for decade in decades for digit in (1, 2, 5)]
+            digits = (1, 2, 5) if self.high > 5 * self.low else (1, 1.5, 2, 3, 4, 5, 7)
+            found = [digit * 10.0**decade for decade in decades for digit in digits]
         else:
             step = 10.0 ** math.floor(math.log10((self.high - self.low) / 4))
             step *= next(m for m in (1, 2, 5, 10) if (self.high - self.low) / (m * step) <= 7)
@@ -90,7 +91,7 @@ def figure(title: str, caption: str, panels: Sequence[Panel]) -> str:
     named = {line.name: line for panel in panels for line in panel.lines if line.name}
     width = WIDTH * len(panels)
     rows = _legend_rows(list(named.values()), width)
-    height = HEIGHT + LEGEND_ROW * len(rows) + 16
+    height = HEIGHT + LEGEND_ROW * (len(rows) + 1) + 16
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="{FONT}" '
         f'font-size="12" role="img" aria-label="{escape(caption)}">',
@@ -101,6 +102,8 @@ def figure(title: str, caption: str, panels: Sequence[Panel]) -> str:
         parts += _panel(panel, index * WIDTH)
     for row, lines in enumerate(rows):
         parts += _legend(lines, HEIGHT + 12 + row * LEGEND_ROW)
+    below = HEIGHT + 16 + len(rows) * LEGEND_ROW
+    parts.append(f'<text x="{LEFT}" y="{below}" fill="{FAINT}">{escape(caption)}</text>')
     return "\n".join([*parts, "</svg>", ""])
 
 
