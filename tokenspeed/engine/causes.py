@@ -50,17 +50,18 @@ def prefilling(step: Step) -> list[tuple[core.Sequence, Row, float]]:
     As for the cost model, a row of one token decodes. The step's measured seconds are divided in the
     proportion of what it predicts; the step's base belongs to nobody.
     """
-    found = [
-        (sequence, row)
-        for row, sequence in zip(step.plan.rows, step.sequences, strict=True)
-        if len(row.tokens) > 1
-    ]
-    if not found:
+    rows = step.plan.rows
+    places = [i for i, row in enumerate(rows) if len(row.tokens) > 1]
+    if not places:
         return []
     predicted = step.plan.seconds
     pace = step.result.seconds / predicted if predicted > 0.0 else 1.0
-    cost = step.costs.prefill
-    return [(sequence, row, pace * cost(row.start, len(row.tokens))) for sequence, row in found]
+    found = []
+    for i in places:
+        row = rows[i]
+        seconds = pace * step.costs.prefill(row.start, len(row.tokens))
+        found.append((step.sequences[i], row, seconds))
+    return found
 
 
 class PrefillLog:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import insort
 from typing import NamedTuple
 
 from tokenspeed.core import sequence as core
@@ -114,21 +115,19 @@ class Record:
 class Progress:
     """Of a choice that decodes: its latest token, and its longest gaps."""
 
-    __slots__ = ("latest", "least", "pauses", "record")
+    __slots__ = ("latest", "least", "pauses")
 
-    def __init__(self, record: Record, now: float) -> None:
-        self.record = record
+    def __init__(self, now: float) -> None:
         self.latest = now
         self.least = 0.0  # seconds; a shorter gap is not noted
-        self.pauses: list[Pause] = []
+        self.pauses: list[Pause] = []  # the shortest first
 
     def note(self, pause: Pause) -> None:
         pauses = self.pauses
-        pauses.append(pause)
+        insort(pauses, pause)
         if len(pauses) > GAPS:
-            pauses.remove(min(pauses))
-        if len(pauses) == GAPS:
-            self.least = min(pauses)[0]
+            del pauses[0]
+            self.least = pauses[0].seconds
 
 
 def preemptions(sequence: core.Sequence, *, ended: bool) -> int:

@@ -31,7 +31,15 @@ class Histogram:
         self.sum = 0.0
 
     def observe(self, value: float) -> None:
-        self.counts[bisect_left(self.bounds, value)] += 1
+        self.add(self.bucket(value), value)
+
+    def bucket(self, value: float) -> int:
+        """The index of the bucket that `value` falls into."""
+        return bisect_left(self.bounds, value)
+
+    def add(self, bucket: int, value: float) -> None:
+        """Observe a value whose bucket is known."""
+        self.counts[bucket] += 1
         self.sum += value
 
     @property

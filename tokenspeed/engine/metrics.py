@@ -134,15 +134,19 @@ class EngineMetrics(Collector):
     def delivered(self, happenings: Sequence[Happening], now: float) -> None:
         progress = self._progress
         tokens = 0
+        latest, bucket = now, 0  # most tokens of a step follow the same one before it
         for sequence, event in happenings:
             if type(event) is TokenDelta:
                 tokens += len(event.tokens)
                 seen = progress.get(sequence.id)
                 if seen is None:
                     self._first_token(sequence, now)
-                else:
-                    seen.gap.observe(now - seen.latest)
-                    seen.latest = now
+                    continue
+                if seen.latest != latest:
+                    latest = seen.latest
+                    bucket = seen.gap.bucket(now - latest)
+                seen.gap.add(bucket, now - latest)
+                seen.latest = now
             elif type(event) is Finished:
                 self._finished(sequence, event, now)
         self._generated_tokens += tokens

@@ -239,10 +239,10 @@ class Timelines:
 
     def delivered(self, happenings: Sequence[Happening], now: float) -> None:
         self._now = now
-        progress, step = self._progress, self._prefills
+        progress, step = self._progress.get, self._prefills
         for sequence, event in happenings:
             if type(event) is TokenDelta:
-                seen = progress.get(sequence.id)
+                seen = progress(sequence.id)
                 if seen is None:
                     self._first_token(sequence, now)
                     continue
@@ -260,7 +260,7 @@ class Timelines:
             self._last_token_of_prompt(record, sequence)
             record.first_token = now
             record.stop = self._log.next
-        self._progress[sequence.id] = Progress(record, now)
+        self._progress[sequence.id] = Progress(now)
 
     def _last_token_of_prompt(self, record: Record, sequence: core.Sequence) -> None:
         """Note it as a chunk where it was computed alone, which is a decode row."""
