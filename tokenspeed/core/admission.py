@@ -47,6 +47,7 @@ class Admission:
         self._queues = queues
         self._tables = tables
         self._costs = costs
+        self._shares = POLICIES[options.policy].shares
         self._answer = TYPICAL_ANSWER
 
     def answered(self, tokens: int) -> None:
@@ -114,7 +115,9 @@ class Admission:
         others = [*prefills, *self._queues.waiting]
         before = [s for s in others if place(s, over) < mine]
         ahead = sum(_prefill(s, costs) for s in before)
-        outlook = Outlook(busy, 0.0, decodes, budget, ahead, own, behind=len(before) < len(others))
+        outlook = Outlook(
+            busy, 0.0, decodes, budget, ahead, own, behind=len(before) < len(others), hurried=self._shares
+        )
         queued = [s for s in before if not s.blocks]
         if sequence.leader is None:
             outlook = outlook._replace(blocked=self._blocked(sequence, queued, prefills, outlook.step))
@@ -123,7 +126,7 @@ class Admission:
     def _steps(self, running: int, own: float) -> tuple[float, Budget]:
         """What steps cost without prefills, and have for them, while so many sequences decode."""
         costs, options = self._costs.costs, self._options
-        shares = POLICIES[options.policy].shares
+        shares = self._shares
         read = sum(len(s.tokens) for s in self._queues.running.values() if s.pending <= 1)
         decodes = costs.seconds(Work(running, read=read))
         budget = step_budget(options, costs, decodes=decodes, rows=running, alone=False, shares=shares)
@@ -171,19 +174,20 @@ def check_deadline(request: Request, forecast: Forecast, now: float) -> None:
     """Raise `DeadlineError` if the first token would be too late, `RequestError` if it always is."""
     if request.deadline is None:
         return
-    left = request.deadline - now
-    if forecast.seconds <= left:
+    late = now + forecast.seconds - request.deadline
+    if late <= 0.0:
         return
-    wanted = f"the first token is wanted in {left * 1e3:.0f} ms"
-    if forecast.alone > left:
+    allowed = request.deadline - request.arrival
+    wanted = f"the first token is wanted in {allowed * 1e3:.0f} ms"
+    if forecast.alone > allowed:
         raise RequestError(
             f"{wanted}, and takes {forecast.alone * 1e3:.0f} ms even on an idle server; allow more",
             param="deadline",
             code="deadline_unreachable",
         )
     raise DeadlineError(
-        f"{wanted} and predicted in {forecast.seconds * 1e3:.0f} ms; send the request again later",
-        retry_after=forecast.seconds - left,
+        f"{wanted}, and predicted {late * 1e3:.0f} ms later than that; send the request again later",
+        retry_after=late,
     )
 
 

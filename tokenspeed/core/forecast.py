@@ -17,7 +17,8 @@ class Outlook(NamedTuple):
     budget: Budget  # of its steps
     ahead: float  # prefill that is served before it
     own: float  # its prefill
-    behind: bool  # whether less urgent prefills fill up its last step
+    behind: bool  # whether less urgent prefills fill up its steps
+    hurried: bool  # whether its last step ends early
 
     @property
     def step(self) -> float:
@@ -35,12 +36,14 @@ def first_token(outlook: Outlook) -> float:
 
 def _served(outlook: Outlook, work: float) -> float:
     """Seconds until so much prefill is done, the last step included."""
-    budget = outlook.budget
+    budget, whole = outlook.budget, outlook.step
     certain = budget.certain_seconds if outlook.behind else 0.0  # goes to the eldest of those behind
-    share = max(budget.seconds - certain, 0.1 * budget.seconds)
-    steps = floor(work / share)
-    last = outlook.step if outlook.behind else outlook.decodes + work - steps * share
-    return steps * outlook.step + last
+    mine = max(budget.seconds - certain, 0.1 * budget.seconds)
+    steps = floor(work / mine)
+    last = outlook.decodes + work - steps * mine
+    if outlook.behind:
+        last = min(whole, last * whole / (whole - certain)) if outlook.hurried else whole
+    return steps * whole + last
 
 
 def longest_wait(options: SchedulerOptions, *, priority: int, work: float, step: float) -> float:

@@ -23,10 +23,10 @@ class SchedulerOptions:
     policy: str = option("short-first", choices=("short-first", "first-come", "priority", "shortest-first"))
     max_running: int = option(256, at_least=1, at_most=4096)
     max_waiting: int = option(1024, at_least=0, at_most=1_000_000)
-    target_step_ms: float = option(30.0, at_least=0.0, at_most=60_000.0)  # 0: step_tokens alone bounds a step
+    target_step_ms: float = option(57.0, at_least=0.0, at_most=60_000.0)  # 0: step_tokens alone bounds a step
     step_tokens: int = option(8192, at_least=16, at_most=1_048_576)
     lone_overhead: float = option(0.05, at_least=0.001, at_most=0.9)
-    eldest_share: float = option(0.25, at_least=0.01, at_most=0.9)
+    eldest_share: float = option(0.33, at_least=0.01, at_most=0.9)
     ageing_seconds: float = option(2.0, at_least=0.0, at_most=3600.0)
     run_ahead: int = option(1, at_least=0, at_most=1)
 
