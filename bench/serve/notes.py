@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from bench.serve.recording import Recording
+from bench.serve.statistics import WORTH_SWITCHING
 from bench.serve.summary import Summary
 
 LATE_MS = 10.0  # of the 99th percentile of the client's lateness: more is worth a word
 BUSY = 0.7  # of a core: the client may be what is measured
 SEVERAL_TOKENS = 1.05  # a piece
-ENOUGH = 3  # repeats
 OFF = 0.1  # of the wanted length of prompts
 
 
@@ -85,18 +85,21 @@ def _of_client(summary: Summary, index: int) -> list[str]:
 
 def _of_method(summary: Summary) -> list[str]:
     told = ["TTFT counts from the scheduled arrival, not from when the request could be sent."]
-    repeats = summary.recording.repeats_wanted
-    if any(row.ratio for row in summary.rows):
-        if repeats == 1:
-            told.append(
-                "With one repeat, intervals know the differences between requests only, not between runs."
-            )
-        elif repeats < ENOUGH:
-            told.append(
-                "Intervals of so few repeats are wide; --repeats 5 or more tells smaller differences."
-            )
+    ratios = [row.ratio for row in summary.rows if row.ratio is not None]
+    if not ratios:
+        return told
+    if summary.recording.repeats_wanted == 1:
         told.append(
-            "Ratios: how many times better the first is, with a 95% interval. "
-            "Less than 20%, or an interval that holds 1, is no difference."
+            "With one repeat, intervals know the differences between requests only, not between runs."
         )
-    return told
+    unsure = sum(ratio.unsure for ratio in ratios)
+    if unsure:
+        told.append(
+            f"{unsure} of {len(ratios)} ratios are beyond {WORTH_SWITCHING}, but their intervals hold 1: the "
+            "repeats scatter too much to tell. More of them (--repeats), or a quieter machine, may."
+        )
+    return [
+        *told,
+        "Ratios: how many times better the first is, with a 95% interval. "
+        f"Less than {WORTH_SWITCHING - 1:.0%}, or an interval that holds 1, is no difference.",
+    ]

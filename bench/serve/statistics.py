@@ -35,6 +35,11 @@ class Ratio(NamedTuple):
             return "worse"
         return "no difference"
 
+    @property
+    def unsure(self) -> bool:
+        """Whether the ratio would be worth switching for, if only it were certain."""
+        return self.verdict == "no difference" and not 1 / WORTH_SWITCHING < self.value < WORTH_SWITCHING
+
 
 def percentile(values: ArrayLike, percent: float) -> float | None:
     """Interpolated between the nearest two; None of nothing."""

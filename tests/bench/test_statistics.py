@@ -43,6 +43,13 @@ def test_a_verdict_needs_both_certainty_and_a_fifth(ratios: list[float], verdict
     assert ratio.verdict == verdict
 
 
+def test_a_large_ratio_that_is_not_certain_is_told_from_a_small_one() -> None:
+    scattered, small = paired_ratio([9.0, 1.1, 3.0]), paired_ratio([1.0, 1.01, 0.99])
+    assert scattered is not None
+    assert small is not None
+    assert (scattered.unsure, small.unsure) == (True, False)
+
+
 def test_one_repeat_or_one_zero_among_others_tells_nothing() -> None:
     assert paired_ratio([2.0]) is None
     assert paired_ratio([2.0, math.inf]) is None
