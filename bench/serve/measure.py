@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import platform
-import signal
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
@@ -63,23 +62,14 @@ async def measure(options: Options, console: Console) -> Recording:
 
 
 async def _interruptible(runner: Runner, repeats: int) -> None:
-    """Until the end or the first Ctrl-C; a second one is as deadly as ever."""
-    loop = asyncio.get_running_loop()
-    task = asyncio.create_task(runner.run(repeats))
-
-    def stop() -> None:
-        loop.remove_signal_handler(signal.SIGINT)
-        runner.ended_early = INTERRUPTED
-        task.cancel()
-
-    loop.add_signal_handler(signal.SIGINT, stop)
+    """Until the end or the first Ctrl-C, which cancels this task; a second one is as deadly as ever."""
     try:
-        await task
+        await runner.run(repeats)
     except asyncio.CancelledError:
-        if runner.ended_early != INTERRUPTED:
-            raise
-    finally:
-        loop.remove_signal_handler(signal.SIGINT)
+        task = asyncio.current_task()
+        assert task is not None
+        task.uncancel()
+        runner.ended_early = INTERRUPTED
 
 
 async def find(options: Options, clients: Sequence[Client]) -> list[Endpoint]:

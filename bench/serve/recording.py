@@ -13,6 +13,7 @@ from bench.serve.workloads import RECIPES
 
 SCHEMA = "tokenspeed-bench-serve/1"
 TRACE = "trace"  # what the workload of a user's own requests is called
+EVERYTHING = "together"  # what the report calls all kinds
 WORKLOADS = (*RECIPES, TRACE)
 DIGITS = 6  # behind the point, of seconds
 Positive = Annotated[float, msgspec.Meta(gt=0)]

@@ -11,12 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.serve.figures import FIGURES, TOGETHER, TOTALS, Figure, Sample, lasted, part_of_light, sample
-from bench.serve.recording import Outcome, Recording, Repeat
+from bench.serve.recording import EVERYTHING, Outcome, Recording, Repeat
 from bench.serve.statistics import Ratio, paired_ratio, percentile, resampled_ratio
 from bench.serve.workloads import stream_kind
 
 RESAMPLES = 300
-EVERYTHING = "together"
 
 
 class Spread(NamedTuple):

@@ -14,7 +14,7 @@ import msgspec
 
 from bench.client import BenchError
 from bench.serve.probe import check_body
-from bench.serve.recording import TRACE, told
+from bench.serve.recording import EVERYTHING, TRACE, told
 from bench.serve.workloads import Arrival, Workload
 
 
@@ -67,6 +67,8 @@ def _arrival(text: bytes, where: str) -> Arrival:
             raise BenchError(f"{where}: {name}: {value:g} is less than {least}")
     if line.messages is not None and not line.messages:
         raise BenchError(f"{where}: messages: it is empty")
+    if line.kind == EVERYTHING:
+        raise BenchError(f"{where}: kind: {EVERYTHING!r} is what the report calls all kinds")
     check_body(line.body, f"{where}: body")
     extra = line.body if line.priority is None else {**line.body, "priority": line.priority}
     return Arrival(

@@ -41,6 +41,7 @@ def test_a_trace_is_sorted_by_time_and_keeps_every_field(tmp_path: Path) -> None
         ('{"at": 0, "messages": ["Hi"], "max_tokens": 1}', r"messages\[0\]: expected `object`"),
         ('{"at": 0, "max_tokens": 1}', "give one of prompt, messages, prompt_tokens; this has none"),
         ('{"at": 0, "prompt": "a", "prompt_tokens": 9, "max_tokens": 1}', "this has prompt, prompt_tokens"),
+        ('{"at": 0, "prompt": "a", "max_tokens": 1, "kind": "together"}', "kind: 'together' is what"),
         ('{"at": 0, "promt": "a", "max_tokens": 1}', "no field 'promt'; did you mean 'prompt'"),
         ('{"at": 0, "prompt": "a", "max_tokens": 1, "body": {"stream": false}}', "body: 'stream' is set by"),
     ],
