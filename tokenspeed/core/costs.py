@@ -163,10 +163,11 @@ class CostModel:
         ]
         targets = [a + b for a, b in zip(decodes.targets, prefills.targets, strict=True)]
         common = sum(targets) / max(sum(map(sum, products)), 1e-30)  # the best single factor for all
-        ridge = PRIOR_STEPS * sum(products[i][i] for i in range(SIZE)) / (SIZE * max(self.steps, 1))
+        doubt = PRIOR_STEPS / max(self.steps, 1)
         factors = self._factors
         for _ in range(SWEEPS):
             for i, row in enumerate(products):
                 others = sum([a * f for a, f in zip(row, factors, strict=True)]) - row[i] * factors[i]
+                ridge = doubt * row[i] + 1e-9  # of its own size: much that is known of one proves no other
                 best = (targets[i] - others + ridge * common) / (row[i] + ridge)
                 factors[i] = max(LEAST * common, best)
