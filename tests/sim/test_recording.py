@@ -93,7 +93,7 @@ def moments(trace: Trace) -> list[float]:
 
 
 @given(made=traffic())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_a_recording_replays_to_what_was_recorded(
     made: Traffic, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

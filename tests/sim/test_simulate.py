@@ -25,9 +25,9 @@ H200 = DEVICES["h200-8b"]
 
 
 @cache
-def mixed(policy: str, seed: int = 0) -> Trace:
+def mixed(policy: str, seed: int = 0, seconds: float = 24.0) -> Trace:
     """The reference: short chats, and two prompts of 30,000 tokens every 3 s, on an H200."""
-    jobs = jobs_of("mixed", settings_of("mixed", "h200-8b", {}), seed)
+    jobs = jobs_of("mixed", settings_of("mixed", "h200-8b", {"duration": seconds}), seed)
     one = variant(policy, SchedulerOptions())
     return simulate(prioritised(Traffic(jobs), one.priorities), H200, one.options)
 
@@ -50,7 +50,7 @@ def felt(trace: Trace) -> list[tuple[object, ...]]:
 
 @pytest.mark.parametrize("policy", PRESETS)
 def test_every_request_of_the_reference_gets_all_its_tokens(policy: str) -> None:
-    for outcome in mixed(policy).outcomes:
+    for outcome in mixed(policy, seconds=6.0).outcomes:
         assert outcome.reason is FinishReason.LENGTH
         assert len(outcome.times) == outcome.request.max_tokens
 
@@ -63,7 +63,7 @@ def test_first_come_first_served_is_what_was_measured_of_it() -> None:
     assert 300 <= gap(trace, "short", 99) <= 390
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 1])
 def test_short_requests_do_not_wait_for_long_ones_and_the_long_ones_hardly_for_them(seed: int) -> None:
     ours, base = mixed("ours", seed), mixed("first-come", seed)
     assert ttft(ours, "short", 50) <= 50
@@ -89,7 +89,7 @@ def test_what_was_predicted_for_short_requests_is_what_they_felt() -> None:
 
 
 def test_a_server_that_knows_nothing_of_its_device_learns_it_within_the_reference() -> None:
-    jobs = jobs_of("mixed", settings_of("mixed", "h200-8b", {}), 0)
+    jobs = jobs_of("mixed", settings_of("mixed", "h200-8b", {"duration": 12.0}), 0)
     trace = simulate(Traffic(jobs), H200, SchedulerOptions(), prior=TYPICAL)
     off = [abs(predicted - taken) / taken for predicted, taken in trace.steps[50:]]
     assert float(np.median(off)) <= 0.05
@@ -127,7 +127,7 @@ def traffic(draw: st.DrawFn) -> Traffic:
 
 
 @given(traffic(), st.sampled_from(list(PRESETS)), st.integers(1, 8))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_every_choice_ends_once_and_a_run_repeats(made: Traffic, policy: str, max_running: int) -> None:
     options = variant(f"{policy},max_running={max_running}", SchedulerOptions()).options
     trace = simulate(made, SMALL, options)
@@ -140,7 +140,7 @@ def test_every_choice_ends_once_and_a_run_repeats(made: Traffic, policy: str, ma
 
 
 @given(traffic(), st.sampled_from([0.1, 0.25, 0.5]), st.sampled_from([0.0, 30.0, 60.0]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_nobody_waits_beyond_the_bound(made: Traffic, share: float, target: float) -> None:
     options = SchedulerOptions(eldest_share=share, target_step_ms=target, step_tokens=256, ageing_seconds=0.2)
     roomy = SMALL._replace(capacity=Capacity(blocks=20_000, block_size=4, max_context=1024))
