@@ -141,9 +141,9 @@ def plans(rows: int, waiting: int, steps: int, *, mixed: bool) -> list[float]:
 
 
 def told(name: str, rows: int, waiting: int, seconds: Sequence[float]) -> str:
-    ordered = sorted(seconds)
-    median, worst = ordered[len(ordered) // 2], ordered[len(ordered) * 99 // 100]
-    return f"{name:<26} {rows:>8} {waiting:>8} {ordered[0] * 1e6:>9.0f} {median * 1e6:>10.0f} {worst * 1e6:>8.0f}"
+    ordered = [1e6 * one for one in sorted(seconds)]
+    least, median, worst = ordered[0], ordered[len(ordered) // 2], ordered[len(ordered) * 99 // 100]
+    return f"{name:<26} {rows:>8} {waiting:>8} {least:>9.0f} {median:>10.0f} {worst:>8.0f}"
 
 
 def main() -> None:
