@@ -26,7 +26,7 @@ DESCRIPTION = """Run the real scheduler and the real engine in virtual time, ove
 """
 LIKE_RECORDED = "as recorded"
 TARGETS = (20.0, 25.0, 30.0, 35.0, 40.0, 45.0, 50.0, 55.0, 60.0, 70.0, 80.0)
-SHARES = (0.33, 0.1)
+SHARES = (0.25, 0.1)
 SEEDS = 3
 TOLD = {  # where a setting means something else here than to the load generator
     "long_every": "between bursts",

@@ -100,7 +100,8 @@ def test_a_hurried_step_keeps_who_finishes_and_gives_the_eldest_its_share_of_it(
 ) -> None:
     sequences = prefills(asked)
     whole = split(budget, sequences, costs)
-    cut = hurry(whole, sequences, costs, decodes=decodes, share=share)
+    step = decodes + budget.seconds
+    cut = hurry(whole, sequences, costs, decodes=decodes, whole=step, share=share)
     assert all(few <= many for few, many in zip(cut, whole, strict=True))
     done = [many == s.pending for many, s in zip(whole, sequences, strict=True)]
     assert all(cut[i] == whole[i] for i, ends in enumerate(done) if ends)
@@ -115,7 +116,8 @@ def test_a_step_in_which_a_short_prompt_finishes_has_only_its_share_of_the_long_
     sequences = prefills([(5.0, 10), (0.0, 1000)])
     chunks = split(Budget(0.1, 10_000, 0.025, 10_000), sequences, EVEN)
     assert chunks == [10, 90]
-    assert hurry(chunks, sequences, EVEN, decodes=0.005, share=0.25) == [10, 5]
+    assert hurry(chunks, sequences, EVEN, decodes=0.0055, whole=0.02, share=0.25) == [10, 6]
+    assert hurry(chunks, sequences, EVEN, decodes=0.0055, whole=0.101, share=0.25) == [10, 35]
 
 
 def test_a_step_budget_is_what_the_target_leaves_beside_decodes() -> None:

@@ -119,8 +119,9 @@ class Admission:
             busy, 0.0, decodes, budget, ahead, own, behind=len(before) < len(others), hurried=self._shares
         )
         queued = [s for s in before if not s.blocks]
+        usual = outlook.step if prefills else decodes  # of the steps until somebody ends
         if sequence.leader is None:
-            outlook = outlook._replace(blocked=self._blocked(sequence, queued, prefills, outlook.step))
+            outlook = outlook._replace(blocked=self._blocked(sequence, queued, prefills, usual))
         return Forecast(first_token(outlook), costs.base + own)
 
     def _steps(self, running: int, own: float) -> tuple[float, Budget]:
@@ -158,8 +159,9 @@ class Admission:
 
     def _until_released(self, running: Collection[Sequence]) -> float:
         """Seconds until the first of these ends, which lets somebody start."""
-        decodes, budget = self._steps(len(self._queues.running), 0.0)
-        step = decodes + budget.seconds
+        prefills = sum(s.pending > 1 for s in self._queues.running.values())
+        decodes, budget = self._steps(len(self._queues.running) - prefills, 0.0)
+        step = decodes + budget.seconds if prefills else decodes
         return max(step, min((self._lasts(s, step) for s in running), default=0.0))
 
     def _lasts(self, sequence: Sequence, step: float) -> float:

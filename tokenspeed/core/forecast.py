@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import floor
 from typing import NamedTuple
 
-from tokenspeed.core.policy import Budget, SchedulerOptions
+from tokenspeed.core.policy import Budget, SchedulerOptions, hurried
 
 
 class Outlook(NamedTuple):
@@ -42,7 +42,8 @@ def _served(outlook: Outlook, work: float) -> float:
     steps = floor(work / mine)
     last = outlook.decodes + work - steps * mine
     if outlook.behind:
-        last = min(whole, last * whole / (whole - certain)) if outlook.hurried else whole
+        early = hurried(last, whole=whole, share=certain / whole)
+        last = min(whole, early) if outlook.hurried else whole
     return steps * whole + last
 
 

@@ -13,6 +13,9 @@ from tokenspeed.core.sequence import Sequence
 from tokenspeed.options import option
 
 Order = tuple[float, ...]
+# A step that ends early lasts so much of a whole one at least. Less lets short prompts have their first token
+# sooner, and costs more steps than the long ones bear; bench/simulate.py shows both.
+HURRIED = 0.5
 FOREVER = 1e9  # seconds; more than any server waits
 
 
@@ -23,10 +26,10 @@ class SchedulerOptions:
     policy: str = option("short-first", choices=("short-first", "first-come", "priority", "shortest-first"))
     max_running: int = option(256, at_least=1, at_most=4096)
     max_waiting: int = option(1024, at_least=0, at_most=1_000_000)
-    target_step_ms: float = option(57.0, at_least=0.0, at_most=60_000.0)  # 0: step_tokens alone bounds a step
+    target_step_ms: float = option(55.0, at_least=0.0, at_most=60_000.0)  # 0: step_tokens alone bounds a step
     step_tokens: int = option(8192, at_least=16, at_most=1_048_576)
     lone_overhead: float = option(0.05, at_least=0.001, at_most=0.9)
-    eldest_share: float = option(0.33, at_least=0.01, at_most=0.9)
+    eldest_share: float = option(0.25, at_least=0.01, at_most=0.9)
     ageing_seconds: float = option(2.0, at_least=0.0, at_most=3600.0)
     run_ahead: int = option(1, at_least=0, at_most=1)
 
@@ -126,20 +129,27 @@ def split(budget: Budget, prefills: list[Sequence], costs: Costs) -> list[int]:
 
 
 def hurry(
-    given: list[int], prefills: list[Sequence], costs: Costs, *, decodes: float, share: float
+    given: list[int], prefills: list[Sequence], costs: Costs, *, decodes: float, whole: float, share: float
 ) -> list[int]:
-    """Cut a step short in which prompts finish: the first tokens of those come at its end.
+    """Cut a step of `whole` seconds short in which prompts finish: their first tokens come at its end.
 
-    What is left is what they need, and for the eldest its `share` of the step. Whoever has more to prefill
-    than fits makes up for it in the longer steps between. `decodes` is as for `step_budget`.
+    What is left is what they need, and for the eldest its `share` of the step, or what makes the step last
+    `HURRIED` of the whole. Who has more to prefill makes up for it in the longer steps between. `decodes` is
+    as for `step_budget`.
     """
     done = [count == s.pending for s, count in zip(prefills, given, strict=True)]
     needed = sum(costs.prefill(s.planned, s.pending) for s, ends in zip(prefills, done, strict=True) if ends)
     if not needed:
         return given
-    certain = share * (decodes + needed) / (1.0 - share)
+    spent = decodes + needed
+    certain = hurried(spent, whole=whole, share=share) - spent
     least = _for_the_eldest(certain, sum(given), prefills, costs)
     return [count if ends else min(count, few) for count, few, ends in zip(given, least, done, strict=True)]
+
+
+def hurried(spent: float, *, whole: float, share: float) -> float:
+    """Seconds of a step that ends early, if decodes and the prompts that finish in it take `spent`."""
+    return max(spent / (1.0 - share), HURRIED * whole)
 
 
 def _for_the_eldest(seconds: float, tokens: int, prefills: list[Sequence], costs: Costs) -> list[int]:

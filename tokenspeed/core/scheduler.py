@@ -215,7 +215,8 @@ class Scheduler:
         shares = split(budget, prefills, costs)
         if self._policy.shares and budget.seconds < inf:
             spent, share = costs.seconds(decodes), self.options.eldest_share
-            shares = hurry(shares, prefills, costs, decodes=spent, share=share)
+            whole = spent + budget.seconds
+            shares = hurry(shares, prefills, costs, decodes=spent, whole=whole, share=share)
         self._count_yields(prefills, shares)
         return zip(prefills, shares, strict=True)
 
