@@ -305,12 +305,6 @@ class Timelines:
         def since(at: float | None) -> float | None:
             return None if at is None else at - record.arrival
 
-        pauses = record.pauses + [
-            pause
-            for sequence in record.sequences
-            if (progress := self._progress.get(sequence.id)) is not None
-            for pause in progress.pauses
-        ]
         stop = self._log.next if record.stop is None else record.stop
         return Timeline(
             id=record.id,
@@ -332,18 +326,32 @@ class Timelines:
             complete=record.first >= self._log.oldest,
             chunks=tuple(_chunk(piece, record) for piece in record.pieces),
             chunks_left_out=record.left_out,
-            gaps=tuple(self._gap(pause, record) for pause in sorted(pauses, reverse=True)[:GAPS]),
+            gaps=tuple(self._gap(pause, record) for pause in self._longest(record)),
         )
+
+    def _longest(self, record: Record) -> list[Pause]:
+        """The longest gaps of its choices, the longest first."""
+        pauses = record.pauses + [
+            pause
+            for sequence in record.sequences
+            if (progress := self._progress.get(sequence.id)) is not None
+            for pause in progress.pauses
+        ]
+        return sorted(pauses, reverse=True)[:GAPS]
 
     def _gap(self, pause: Pause, record: Record) -> Gap:
         began = pause.ended - pause.seconds
         steps = list(self._log.back(pause.step, began))
-        own = sum(part.tokens for step in steps for part in step.parts if part.request == record.id)
+        again = [
+            piece.tokens
+            for piece in record.pieces
+            if piece.choice == pause.choice and began < piece.step.ended <= pause.ended
+        ]
         return Gap(
             pause.choice,
             began - record.arrival,
             pause.ended - record.arrival,
-            own,
+            sum(again),
             others(steps, record.id, began),
         )
 
