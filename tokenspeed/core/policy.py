@@ -152,6 +152,17 @@ def hurried(spent: float, *, whole: float, share: float) -> float:
     return max(spent / (1.0 - share), HURRIED * whole)
 
 
+def yields(prefills: list[Sequence], given: list[int]) -> int:
+    """How many prefills in progress were cut short for one that is more urgent and due later."""
+    count = 0
+    latest = -inf  # due, of those more urgent
+    for sequence, tokens in zip(prefills, given, strict=True):
+        count += sequence.planned > 0 and tokens < sequence.pending and sequence.due < latest
+        if tokens:
+            latest = max(latest, sequence.due)
+    return count
+
+
 def _for_the_eldest(seconds: float, tokens: int, prefills: list[Sequence], costs: Costs) -> list[int]:
     """So much for the prompt due first; what it does not need goes to the next, so that all progress.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from operator import attrgetter
 
 from tokenspeed.core.sequence import Sequence
@@ -45,14 +45,19 @@ class Waiting:
             del self._accounts[sequence.request.account]
         del self._aged[bisect_left(self._aged, by_age(sequence), key=by_age)]
 
-    def first(self, over: Collection[str], eligible: Callable[[str], bool]) -> Sequence | None:
-        """The most urgent of `eligible` accounts; those `over` their share behind others of a class."""
-        heads = [queue[0] for account, queue in self._accounts.items() if eligible(account)]
+    @property
+    def accounts(self) -> Collection[str]:
+        """Those that have something here."""
+        return self._accounts.keys()
+
+    def first(self, over: Collection[str], accounts: Collection[str]) -> Sequence | None:
+        """The most urgent of `accounts`; those `over` their share behind others of a class."""
+        heads = [queue[0] for account, queue in self._accounts.items() if account in accounts]
         return min(heads, key=lambda sequence: place(sequence, over), default=None)
 
-    def eldest(self, eligible: Callable[[str], bool]) -> Sequence | None:
-        """The one due first of accounts that are `eligible`."""
-        return next((sequence for sequence in self._aged if eligible(sequence.request.account)), None)
+    def eldest(self, accounts: Collection[str]) -> Sequence | None:
+        """The one of `accounts` that is due first."""
+        return next((sequence for sequence in self._aged if sequence.request.account in accounts), None)
 
     def check(self) -> None:
         """Raise AssertionError unless everything is in its order."""

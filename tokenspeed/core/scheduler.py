@@ -15,7 +15,7 @@ from tokenspeed.core.accounts import Account, FairShares
 from tokenspeed.core.admission import Admission, check_deadline
 from tokenspeed.core.costs import TYPICAL, CostModel, Costs, Work
 from tokenspeed.core.plan import Capacity, Row, RowResult, StepPlan, StepResult
-from tokenspeed.core.policy import POLICIES, Budget, SchedulerOptions, due, hurry, split, step_budget
+from tokenspeed.core.policy import POLICIES, Budget, SchedulerOptions, due, hurry, split, step_budget, yields
 from tokenspeed.core.queues import Queues, by_age, place
 from tokenspeed.core.request import Event, Finished, FinishReason, PromptScored, Request, TokenDelta
 from tokenspeed.core.rows import Draft, Flight, may_run_ahead
@@ -217,7 +217,7 @@ class Scheduler:
             spent, share = costs.seconds(decodes), self.options.eldest_share
             whole = spent + budget.seconds
             shares = hurry(shares, prefills, costs, decodes=spent, whole=whole, share=share)
-        self._count_yields(prefills, shares)
+        self.yields += yields(prefills, shares)
         return zip(prefills, shares, strict=True)
 
     def _budget(self, decodes: Work, *, alone: bool) -> Budget:
@@ -225,18 +225,12 @@ class Scheduler:
         spent, shares = costs.seconds(decodes), self._policy.shares
         return step_budget(self.options, costs, decodes=spent, rows=decodes.rows, alone=alone, shares=shares)
 
-    def _count_yields(self, prefills: list[Sequence], shares: list[int]) -> None:
-        latest = -inf  # due, of those more urgent
-        for sequence, count in zip(prefills, shares, strict=True):
-            self.yields += sequence.planned > 0 and count < sequence.pending and sequence.due < latest
-            if count:
-                latest = max(latest, sequence.due)
-
     def _start_waiting(
         self, prefills: list[Sequence], budget: Budget, over: Collection[str], now: float
     ) -> list[Sequence]:
         """Start the waiting sequences that this step has time, slots and blocks for, most urgent first."""
-        waiting, has_slot = self._queues.waiting, self._has_slot
+        if not self._may_start():
+            return []
         started: list[Sequence] = []
         reserved = sum(self.tables.wanted(s) for s in prefills)
         overdue = self._overdue(prefills, budget, now)
@@ -248,7 +242,7 @@ class Scheduler:
         ahead = 0.0  # seconds of prefill
         tokens = 0
         runners = sorted((*prefills, *started), key=lambda sequence: place(sequence, over), reverse=True)
-        while (sequence := waiting.first(over, has_slot)) is not None:
+        while (sequence := self._queues.waiting.first(over, self._may_start())) is not None:
             while runners and place(runners[-1], over) < place(sequence, over):
                 runner = runners.pop()
                 ahead += self.costs.costs.prefill(runner.planned, runner.pending)
@@ -264,7 +258,7 @@ class Scheduler:
         """The waiting sequence due first, once it has waited enough and what is certain is its."""
         if not self._policy.shares:
             return None
-        eldest = self._queues.waiting.eldest(self._has_slot)
+        eldest = self._queues.waiting.eldest(self._may_start())
         if eldest is None or now - eldest.due < self.options.ageing_seconds:
             return None
         elder = [s for s in prefills if by_age(s) < by_age(eldest)]
@@ -284,8 +278,9 @@ class Scheduler:
             self.cached_tokens += sequence.computed
         return True
 
-    def _has_slot(self, account: str) -> bool:
-        return self._admission.slots(account) > 0
+    def _may_start(self) -> list[str]:
+        """The accounts of waiting sequences for which there is a slot."""
+        return [account for account in self._queues.waiting.accounts if self._admission.slots(account) > 0]
 
     def _over(self) -> Collection[str]:
         """Accounts that go behind others of their class, having used more than their share."""
