@@ -32,6 +32,7 @@ from tokenspeed.engine.engine import Engine
 from tokenspeed.engine.metrics import EngineMetrics
 from tokenspeed.engine.observer import Step
 from tokenspeed.engine.timeline import Timelines
+from tokenspeed.errors import RequestError
 from tokenspeed.generation.generator import Generator
 from tokenspeed.generation.request import Limits
 from tokenspeed.sim.backend import SimBackend, continuation
@@ -84,6 +85,9 @@ class Noticing:
         self._noticed = noticed
 
     def submitted(self, request: Request, predicted: float, now: float) -> None:
+        self._noticed.set()
+
+    def refused(self, request: Request, error: RequestError, now: float) -> None:
         self._noticed.set()
 
     def stepped(self, step: Step) -> None:

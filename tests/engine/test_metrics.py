@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tokenspeed.engine.families import Histogram
+from tokenspeed.errors import RequestError
 from tokenspeed.sim.backend import EVEN
 from tokenspeed.sim.clock import run
 
@@ -177,6 +178,21 @@ def test_a_failed_step_is_counted_and_so_is_how_its_choices_ended(watched):
             assert server.figure("choices_finished_total", reason="error") == 2
             assert server.figure("choices_finished_total", reason="length") == 1
             assert server.figure("requests_total") == 2
+
+    run(main())
+
+
+def test_who_is_refused_is_counted_by_the_code_it_got(watched):
+    async def main() -> None:
+        async with watched(max_running=1, max_waiting=0) as server:
+            taken = server.send("a", range(9), 4)
+            for name, fields in (("b", {}), ("c", {}), ("d", {"max_tokens": 1 << 17})):
+                with pytest.raises(RequestError):
+                    server.send(name, range(9), **fields)
+            await server.run(taken)
+            assert server.figure("requests_refused_total", code="overloaded") == 2
+            assert server.figure("requests_refused_total", code="context_length_exceeded") == 1
+            assert server.figure("requests_total") == 1
 
     run(main())
 

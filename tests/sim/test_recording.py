@@ -83,8 +83,8 @@ def record(made: Traffic, path: Path) -> Trace:
 
 
 def felt(trace: Trace) -> list[tuple[Any, ...]]:
-    """By choice: how it ended, and what it found computed."""
-    return [(o.request.id, o.choice, o.reason, o.cached) for o in trace.outcomes if o.refused is None]
+    """By choice: whether it was taken, how it ended, and what it found computed."""
+    return [(o.request.id, o.choice, o.refused is None, o.reason, o.cached) for o in trace.outcomes]
 
 
 def moments(trace: Trace) -> list[float]:
@@ -110,6 +110,21 @@ def test_a_recording_replays_to_what_was_recorded(
     assert sorted(f.tokens for f in found.felt) == sorted(
         len(o.times) + (o.reason is FinishReason.STOP) for o in trace.outcomes if o.refused is None
     )
+
+
+def test_who_found_no_room_is_recorded_and_may_find_some_in_another_server(tmp_path: Path) -> None:
+    path = tmp_path / "recording.jsonl"
+    jobs = [Job(0.0, "any", Request(str(i), (i, 1, 2), 4, Sampling(seed=i << 8))) for i in range(6)]
+    tight = SchedulerOptions(max_running=1, max_waiting=1)
+    recorder = Recorder(path, capacity=DEVICE.capacity, options=tight, accounts={}, prefix_cache=True)
+    trace = simulate(Traffic(jobs), DEVICE, tight, observers=[recorder])
+    recorder.close()
+    assert [o.refused is None for o in trace.outcomes] == [True] * 2 + [False] * 4
+    found = read_recording(path)
+    assert felt(simulate(found.traffic, DEVICE, found.options)) == felt(trace)
+    assert len(found.felt) == 2
+    roomy = simulate(found.traffic, DEVICE, SchedulerOptions())
+    assert all(o.reason is FinishReason.LENGTH for o in roomy.outcomes)
 
 
 def test_prompts_share_what_they_shared_and_nothing_else(tmp_path: Path) -> None:

@@ -112,22 +112,18 @@ class Admission:
         own = costs.prefill(start, sequence.left)
         decodes, budget = self._steps(len(self._queues.running) - len(prefills), own)
         mine = place(sequence, over)
-        others = [*prefills, *self._queues.waiting]
-        before = [s for s in others if place(s, over) < mine]
-        ahead = sum(_prefill(s, costs) for s in before)
-        outlook = Outlook(
-            busy, 0.0, decodes, budget, ahead, own, behind=len(before) < len(others), hurried=self._shares
-        )
-        queued = [s for s in before if not s.blocks]
-        usual = outlook.step if prefills else decodes  # of the steps until somebody ends
-        if sequence.leader is None:
-            outlook = outlook._replace(blocked=self._blocked(sequence, queued, prefills, usual))
+        queued = self._queues.waiting.before(sequence, over)
+        served = [s for s in prefills if place(s, over) < mine]
+        behind = len(queued) + len(served) < len(self._queues.waiting) + len(prefills)
+        ahead = sum(_prefill(s, costs) for s in (*served, *queued))
+        step = decodes + budget.seconds if prefills else decodes  # until somebody ends
+        blocked = self._blocked(sequence, queued, prefills, step)
+        outlook = Outlook(busy, blocked, decodes, budget, ahead, own, behind=behind, hurried=self._shares)
         return Forecast(first_token(outlook), costs.base + own)
 
     def _steps(self, running: int, own: float) -> tuple[float, Budget]:
         """What steps cost without prefills, and have for them, while so many sequences decode."""
-        costs, options = self._costs.costs, self._options
-        shares = self._shares
+        costs, options, shares = self._costs.costs, self._options, self._shares
         read = sum(len(s.tokens) for s in self._queues.running.values() if s.pending <= 1)
         decodes = costs.seconds(Work(running, read=read))
         budget = step_budget(options, costs, decodes=decodes, rows=running, alone=False, shares=shares)
@@ -139,12 +135,12 @@ class Admission:
         return decodes, budget._replace(seconds=costs.prefill(0, budget.tokens), certain_seconds=certain)
 
     def _blocked(
-        self, sequence: Sequence, before: list[Sequence], prefills: list[Sequence], step: float
+        self, sequence: Sequence, queued: list[Sequence], prefills: list[Sequence], step: float
     ) -> float:
-        """Seconds until there are slots and blocks for it and for the waiting ones `before` it."""
+        """Seconds until there are slots and blocks for it and for those that are `queued` before it."""
         tables = self._tables
-        slots = 1 + len(before) - self.slots(sequence.request.account)
-        blocks = sum(tables.to_hold(s.left) for s in (sequence, *before)) - tables.pool.available
+        slots = 1 + len(queued) - self.slots(sequence.request.account)
+        blocks = sum(tables.to_hold(s.left) for s in (sequence, *queued)) - tables.pool.available
         blocks += sum(tables.wanted(s) for s in prefills)
         if slots <= 0 and blocks <= 0:
             return 0.0

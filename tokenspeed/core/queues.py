@@ -55,6 +55,14 @@ class Waiting:
         heads = [queue[0] for account, queue in self._accounts.items() if account in accounts]
         return min(heads, key=lambda sequence: place(sequence, over), default=None)
 
+    def before(self, sequence: Sequence, over: Collection[str]) -> list[Sequence]:
+        """All that are more urgent than a sequence, which need not be here; in no order across accounts."""
+        mine = place(sequence, over)
+        found: list[Sequence] = []
+        for queue in self._accounts.values():
+            found += queue[: bisect_left(queue, mine, key=lambda other: place(other, over))]
+        return found
+
     def eldest(self, accounts: Collection[str]) -> Sequence | None:
         """The one of `accounts` that is due first."""
         return next((sequence for sequence in self._aged if sequence.request.account in accounts), None)

@@ -19,7 +19,7 @@ from tokenspeed.core.request import Request
 from tokenspeed.core.scheduler import Happening, Scheduler
 from tokenspeed.engine.observer import Observer, Step
 from tokenspeed.engine.streams import Stream
-from tokenspeed.errors import EngineError, EngineStoppedError
+from tokenspeed.errors import EngineError, EngineStoppedError, RequestError
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +83,12 @@ class Engine:
         if not self._accepting:
             raise EngineStoppedError("the server is stopping and takes no more requests")
         now = self.now()
-        predicted = now - request.arrival + self.scheduler.submit(request, now)
+        try:
+            predicted = now - request.arrival + self.scheduler.submit(request, now)
+        except RequestError as error:
+            for observer in self._observers:
+                observer.refused(request, error, now)
+            raise
         stream = self._streams[request.id] = Stream(request, self.cancel, predicted)
         for observer in self._observers:
             observer.submitted(request, predicted, now)

@@ -29,6 +29,7 @@ from tokenspeed.engine.families import (
     histograms,
 )
 from tokenspeed.engine.observer import Step
+from tokenspeed.errors import RequestError
 
 SECONDS = (  # 1 ms .. 60 s, finer where a person feels it
     *(0.001, 0.002, 0.004, 0.006, 0.008, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.1, 0.15, 0.2),
@@ -40,6 +41,12 @@ LENGTHS = (512, 2048, 8192, 32768)  # prompt tokens: a class of requests for eac
 PRIORITIES = 10  # beyond it, to either side, classes are counted as this one
 COSTS = ("base", "row", "token", "attended", "read")
 CLASS = ("prompt_tokens", "priority")  # the labels of a class
+REFUSALS = (
+    "overloaded",
+    "key_overloaded",
+    "deadline_unreachable",
+    "context_length_exceeded",
+)  # shown from the start
 
 
 class _Class:
@@ -97,6 +104,7 @@ class EngineMetrics(Collector):
         self._computed_tokens = 0
         self._prefilled = 0.0  # seconds that prefill rows took
         self._decodes_blocked = 0.0  # seconds that they took, times the decode rows beside them
+        self._refused = Counter(dict.fromkeys(REFUSALS, 0))
         self._whole = Histogram(SECONDS)
         self._decode_rate = Histogram(RATES)
         self._foretold = Histogram(RATIOS)
@@ -108,6 +116,9 @@ class EngineMetrics(Collector):
         self._requests += 1
         wait = self._waits[request.id] = _Wait(predicted, now, self._prefilled)
         self._new.append(wait)
+
+    def refused(self, request: Request, error: RequestError, now: float) -> None:
+        self._refused[error.code or "invalid_request"] += 1
 
     def stepped(self, step: Step) -> None:
         rows = len(step.plan.rows)
@@ -229,6 +240,12 @@ class EngineMetrics(Collector):
     def _of_requests(self) -> Iterable[Metric]:
         scheduler = self._scheduler
         yield counter("requests", "Requests taken", self._requests)
+        yield counters(
+            "requests_refused",
+            "Requests not taken, by the code that their clients got",
+            ("code",),
+            {(code,): float(count) for code, count in self._refused.items()},
+        )
         yield gauge("sequences_running", "Sequences that hold KV blocks", scheduler.running)
         yield gauge("sequences_waiting", "Sequences in the queue", scheduler.waiting)
         yield gauge(

@@ -10,6 +10,7 @@ from tokenspeed.core.costs import Costs
 from tokenspeed.core.plan import StepPlan, StepResult
 from tokenspeed.core.request import Request
 from tokenspeed.core.scheduler import Happening
+from tokenspeed.errors import RequestError
 
 
 class Step(NamedTuple):
@@ -33,6 +34,10 @@ class Observer(Protocol):
 
     def submitted(self, request: Request, predicted: float, now: float) -> None:
         """A request was queued; its first token is predicted `predicted` seconds after its arrival."""
+        ...
+
+    def refused(self, request: Request, error: RequestError, now: float) -> None:
+        """A request was not taken."""
         ...
 
     def stepped(self, step: Step) -> None:

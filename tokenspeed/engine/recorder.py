@@ -27,7 +27,7 @@ from tokenspeed.core.request import Finished, Request, TokenDelta
 from tokenspeed.core.scheduler import Happening
 from tokenspeed.core.sequence import Sequence
 from tokenspeed.engine.observer import Step
-from tokenspeed.errors import ConfigError
+from tokenspeed.errors import ConfigError, OverloadedError, RequestError
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +38,9 @@ BUFFER = 1 << 18
 DIGITS = 6  # behind the point, of seconds
 
 Chunk = tuple[int, int, int, int]  # request, choice, first position, tokens
+
+
+REFUSED = "refused"  # the reason of a choice that was never taken
 
 
 class Header(msgspec.Struct, forbid_unknown_fields=True):
@@ -165,6 +168,17 @@ class Recorder:
         self._write(Header(FORMAT, asdict(capacity), asdict(options), prefix_cache, shares))
 
     def submitted(self, request: Request, predicted: float, now: float) -> None:
+        self._came(request, predicted)
+
+    def refused(self, request: Request, error: RequestError, now: float) -> None:
+        """Another policy, or device, might have taken it; what no server could take is left out."""
+        if isinstance(error, OverloadedError):
+            self._came(request, 0.0)
+            number = self._running.pop(request.id).number
+            for choice in range(request.n):
+                self._write(Ended(number, choice, self._since(now), REFUSED, 0, 0, None))
+
+    def _came(self, request: Request, predicted: float) -> None:
         number, self._requests = self._requests, self._requests + 1
         self._running[request.id] = _Running(number, request.n, {})
         deadline = request.deadline

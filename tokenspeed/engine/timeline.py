@@ -27,6 +27,7 @@ from tokenspeed.engine.causes import (
 )
 from tokenspeed.engine.facts import GAPS, Pause, Piece, Progress, Record, preemptions
 from tokenspeed.engine.observer import Step
+from tokenspeed.errors import RequestError
 
 LOGGED = 65_536  # parts of steps that are remembered to tell who ran instead
 
@@ -217,6 +218,9 @@ class Timelines:
         self._now = now
         arrived = self._wall() - (now - request.arrival)
         self._live[request.id] = Record(request, predicted, now, arrived, self._log.next)
+
+    def refused(self, request: Request, error: RequestError, now: float) -> None:
+        """Its client was told why; there is nothing more to tell."""
 
     def stepped(self, step: Step) -> None:
         self._now = step.ended

@@ -12,7 +12,7 @@ import msgspec
 from tokenspeed.core.plan import Capacity
 from tokenspeed.core.policy import SchedulerOptions
 from tokenspeed.core.request import FinishReason
-from tokenspeed.engine.recorder import FORMAT, Came, Ended, Header, Line, Ran
+from tokenspeed.engine.recorder import FORMAT, REFUSED, Came, Ended, Header, Line, Ran
 from tokenspeed.errors import TokenSpeedError
 
 FORMS: Mapping[str, type[Line]] = {"came": Came, "ran": Ran, "ended": Ended}
@@ -126,8 +126,8 @@ class Lines:
         if (line.request, line.choice) in self.ended:
             self._refuse("choice", f"{line.choice} of request {line.request} has ended in a line before")
         self._bounded("at", line.at, 0, FOREVER)
-        if line.reason not in set(FinishReason):
-            self._refuse("reason", f"{line.reason!r} is none of {', '.join(FinishReason)}")
+        if line.reason not in (*FinishReason, REFUSED):
+            self._refuse("reason", f"{line.reason!r} is none of {', '.join((*FinishReason, REFUSED))}")
         least = 1 if line.reason == FinishReason.STOP else 0
         self._bounded("tokens", line.tokens, least, came.max_tokens)
         self._bounded("cached", line.cached, 0, came.prompt)

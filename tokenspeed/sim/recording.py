@@ -16,7 +16,7 @@ from tokenspeed.core.costs import TYPICAL, CostModel, Costs, Work, attended_by
 from tokenspeed.core.plan import Capacity, Draw
 from tokenspeed.core.policy import SchedulerOptions
 from tokenspeed.core.request import FinishReason, Request, Sampling
-from tokenspeed.engine.recorder import Came, Ended, Ran
+from tokenspeed.engine.recorder import REFUSED, Came, Ended, Ran
 from tokenspeed.sim.backend import token
 from tokenspeed.sim.lines import MOST_CHOICES, Lines, RecordingError
 from tokenspeed.sim.simulate import Job, Leave, Traffic, own_token
@@ -93,7 +93,7 @@ def read_recording(path: Path) -> Recording:
         Capacity(**header.capacity),
         SchedulerOptions(**header.scheduler),
         Traffic(_jobs(lines), _says(lines), accounts, header.prefix_cache),
-        [_felt(lines.came[end.request], end) for end in lines.ended.values()],
+        [_felt(lines.came[end.request], end) for end in lines.ended.values() if end.reason != REFUSED],
         lines.ran,
         truncated=bool(rest and rest[-1]),
     )
@@ -130,7 +130,7 @@ def _jobs(lines: Lines) -> list[Job]:
             end = lines.ended.get((number, choice))
             if end is None:  # the recording ended first
                 leaves[choice] = Leave(0, over)
-            elif end.reason not in (FinishReason.STOP, FinishReason.LENGTH):
+            elif end.reason not in (FinishReason.STOP, FinishReason.LENGTH, REFUSED):
                 leaves[choice] = Leave(end.tokens, 0.0 if end.tokens else end.at)
         jobs.append(Job(came.at, kind_of(came.prompt), _request(number, came, prompts[-1]), leaves))
     return jobs

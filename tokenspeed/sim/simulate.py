@@ -108,6 +108,10 @@ class _Watcher:
         for choice in range(request.n):
             self.outcomes[request.id, choice].predicted = predicted
 
+    def refused(self, request: Request, error: RequestError, now: float) -> None:
+        for choice in range(request.n):
+            self.outcomes[request.id, choice].refused = str(error)
+
     def stepped(self, step: Step) -> None:
         self.steps.append((step.plan.seconds, step.result.seconds))
 
@@ -203,10 +207,8 @@ def _send(job: Job, engine: Engine, watcher: _Watcher) -> None:
     watcher.outcomes |= {(request.id, outcome.choice): outcome for outcome in made}
     try:
         watcher.streams[request.id] = engine.submit(request)
-    except RequestError as error:
-        for outcome in made:
-            outcome.refused = str(error)
-        return
+    except RequestError:
+        return  # the watcher was told
     watcher.unfinished += request.n
     for choice, leave in job.leaves.items():
         watcher.expect((request.id, choice), leave)
