@@ -14,7 +14,7 @@ import numpy as np
 
 from tokenspeed.sim.bound import waits
 from tokenspeed.sim.recording import Recording
-from tokenspeed.sim.simulate import Trace
+from tokenspeed.sim.simulate import Taken, Trace
 
 Figures = dict[str, float | None]
 
@@ -27,6 +27,7 @@ class Column(NamedTuple):
     unit: str = ""
 
 
+LEARNING = 50  # steps, after which the cost model is held to its predictions
 KIND_COLUMNS = (
     Column("requests", "requests"),
     Column("ttft_p50", "TTFT p50", "ms"),
@@ -46,6 +47,7 @@ RUN_COLUMNS = (
     Column("refused", "refused"),
     Column("prediction_p50", "TTFT predicted within, p50"),
     Column("prediction_p90", "p90"),
+    Column("mixed_p50", "mixed steps within, p50"),
 )
 
 
@@ -102,6 +104,7 @@ def run_of(trace: Trace) -> Run:
         "preemptions": float(trace.preemptions),
         "refused": float(sum(outcome.refused is not None for outcome in trace.outcomes)),
         **_prediction(errors),
+        "mixed_p50": _off(trace.steps),
     }
     return Run(kinds, whole, ttft)
 
@@ -129,6 +132,9 @@ def recorded(recording: Recording) -> Run:
         "busy": sum(step.seconds for step in recording.steps) / lasted if lasted else None,
         "steps": float(len(recording.steps)),
         **_prediction([abs(f.predicted - f.first) / f.first for f in felt if f.first]),
+        "mixed_p50": _off(
+            [Taken(s.predicted, s.seconds, bool(s.decodes and s.chunks)) for s in recording.steps]
+        ),
     }
     return Run(kinds, whole, ttft)
 
@@ -146,6 +152,12 @@ def _ttft(values: Sequence[float]) -> Figures:
 
 def _prediction(errors: Sequence[float]) -> Figures:
     return {f"prediction_p{percent}": percentile(errors, percent) for percent in (50, 90)}
+
+
+def _off(steps: Sequence[Taken]) -> float | None:
+    """By how much predictions of steps that decode and prefill are off, once some steps taught them."""
+    known = [step for step in steps[LEARNING:] if step.mixed]
+    return percentile([abs(step.predicted - step.seconds) / step.seconds for step in known], 50)
 
 
 def by_length(prompts: Mapping[str, int]) -> list[str]:

@@ -47,7 +47,8 @@ def front(title: str, trials: Sequence[Trial], baseline: Sequence[Run], goals: b
     """Short TTFT against what it costs the long, and against the gaps, for every setting tried; as SVG."""
     short, long = extremes(baseline)
     shares = list(dict.fromkeys(trial.eldest_share for trial in trials))
-    by_ratio, by_gap = [], []
+    by_ratio: list[Line] = []
+    by_gap: list[Line] = []
     for index, share in enumerate(shares):
         colour = COLOURS[index % len(COLOURS)]
         of_share = [trial for trial in trials if trial.eldest_share == share]

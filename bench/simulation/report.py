@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from bench.simulation.figures import KIND_COLUMNS, RUN_COLUMNS, Column, Figures, Run, Spread, spread
 
 Runs = Mapping[str, Sequence[Run]]  # by policy, one for each seed
-SHARES = {"of_bound", "busy", "prediction_p50", "prediction_p90"}  # told in percent
+SHARES = {"of_bound", "busy", "prediction_p50", "prediction_p90", "mixed_p50"}  # told in percent
 COUNTS = {"requests", "steps", "preemptions", "refused"}
 
 

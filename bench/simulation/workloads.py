@@ -53,11 +53,11 @@ def settings_of(name: str, device: str, given: Mapping[str, Any]) -> dict[str, A
 
     Raises BenchError where something was given that this workload does not use.
     """
-    settings = {**WORKLOADS[name].defaults, **SCALED.get(device, {}).get(name, {})}
+    settings: dict[str, Any] = {**WORKLOADS[name].defaults, **SCALED.get(device, {}).get(name, {})}
     for setting in given:
         if setting not in settings:
             raise BenchError(f"--{setting.replace('_', '-')} has no effect on --workload {name}")
-    return settings | given
+    return {**settings, **given}
 
 
 def jobs_of(name: str, settings: Mapping[str, Any], seed: int) -> list[Job]:

@@ -91,7 +91,7 @@ def test_what_was_predicted_for_short_requests_is_what_they_felt() -> None:
 def test_a_server_that_knows_nothing_of_its_device_learns_it_within_the_reference() -> None:
     jobs = jobs_of("mixed", settings_of("mixed", "h200-8b", {"duration": 12.0}), 0)
     trace = simulate(Traffic(jobs), H200, SchedulerOptions(), prior=TYPICAL)
-    off = [abs(predicted - taken) / taken for predicted, taken in trace.steps[50:]]
+    off = [abs(step.predicted - step.seconds) / step.seconds for step in trace.steps[50:]]
     assert float(np.median(off)) <= 0.05
     assert ttft(trace, "short", 99) <= 120
 

@@ -35,7 +35,7 @@ def waits(trace: Trace) -> list[Wait]:
     work = np.array(
         [costs.prefill(outcome.cached, len(outcome.request.prompt) - outcome.cached) for outcome in came]
     )
-    step = max((seconds for _, seconds in trace.steps), default=0.0)
+    step = max((step.seconds for step in trace.steps), default=0.0)
     found = []
     for index, outcome in enumerate(came):
         if outcome.wait is None:

@@ -74,14 +74,22 @@ class Outcome:
         return self.times[0] - self.request.arrival if self.times else None
 
 
+class Taken(NamedTuple):
+    """What a step was predicted to take, and took, in seconds; `mixed`: it decoded and prefilled."""
+
+    predicted: float
+    seconds: float
+    mixed: bool
+
+
 @dataclass(slots=True)
 class Trace:
-    """One simulated run. `steps` are (seconds predicted, seconds taken) in order."""
+    """One simulated run. `steps` are in order."""
 
     options: SchedulerOptions
     device: Device
     outcomes: list[Outcome]
-    steps: list[tuple[float, float]]
+    steps: list[Taken]
     preemptions: int
     prompt_tokens: int
     cached_tokens: int
@@ -90,7 +98,7 @@ class Trace:
     @property
     def busy(self) -> float:
         """Seconds in which the device worked."""
-        return sum(seconds for _, seconds in self.steps)
+        return sum(step.seconds for step in self.steps)
 
 
 class _Watcher:
@@ -100,7 +108,7 @@ class _Watcher:
         self.outcomes: dict[tuple[str, int], Outcome] = {}
         self.leaves: dict[tuple[str, int], Leave] = {}
         self.streams: dict[str, Stream] = {}
-        self.steps: list[tuple[float, float]] = []
+        self.steps: list[Taken] = []
         self.unfinished = 0
         self.changed = asyncio.Event()
 
@@ -113,7 +121,9 @@ class _Watcher:
             self.outcomes[request.id, choice].refused = str(error)
 
     def stepped(self, step: Step) -> None:
-        self.steps.append((step.plan.seconds, step.result.seconds))
+        rows = step.plan.rows  # those that decode come first
+        mixed = len(rows[0].tokens) == 1 < len(rows[-1].tokens)
+        self.steps.append(Taken(step.plan.seconds, step.result.seconds, mixed))
 
     def step_failed(self, plan: StepPlan, now: float) -> None:
         """The simulated device does not fail here."""
