@@ -1,0 +1,1 @@
+"""The GPU kernels alone, next to the device's own ceilings of the same minute."""
