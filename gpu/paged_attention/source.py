@@ -1,0 +1,82 @@
+"""The CUDA source of paged_attention, and the constants that a model and a device ask for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from gpu.source import Constants, Source
+
+HEAD_DIMS = (64, 96, 128, 256)
+DTYPES = (torch.bfloat16, torch.float16)
+TILE = 16  # tokens of context, and rows of queries, that a warp multiplies at once
+MOST_WARPS = 8
+LEAST_RING, MOST_RING = 3, 24  # half tiles on their way to a team of warps
+MOST_ROWS = 1024
+STATIC_BYTES = 4 * MOST_ROWS + 1024  # of shared memory besides the rings
+
+SOURCE = Source(
+    Path(__file__).with_name("kernel.cu"),
+    functions=("paged_attention_read", "paged_attention_join"),
+    variants=(
+        {"HEAD_DIM": 64, "FLOAT16": 0, "TILES": 1, "WARPS": 8, "RING": 13, "MOST_ROWS": MOST_ROWS},
+        {"HEAD_DIM": 96, "FLOAT16": 1, "TILES": 1, "WARPS": 8, "RING": 9, "MOST_ROWS": MOST_ROWS},
+        {"HEAD_DIM": 128, "FLOAT16": 0, "TILES": 1, "WARPS": 8, "RING": 6, "MOST_ROWS": MOST_ROWS},
+        {"HEAD_DIM": 128, "FLOAT16": 1, "TILES": 4, "WARPS": 8, "RING": 24, "MOST_ROWS": MOST_ROWS},
+        {"HEAD_DIM": 256, "FLOAT16": 0, "TILES": 2, "WARPS": 2, "RING": 6, "MOST_ROWS": MOST_ROWS},
+        {"HEAD_DIM": 256, "FLOAT16": 0, "TILES": 1, "WARPS": 8, "RING": 3, "MOST_ROWS": MOST_ROWS},
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """What attention knows of a model: `head_dim` wide, `heads` of queries sharing `kv_heads` evenly."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    dtype: torch.dtype
+
+    @property
+    def group(self) -> int:
+        return self.heads // self.kv_heads
+
+
+def constants(shape: Heads, most_tokens: int, shared_bytes: int) -> Constants:
+    """For rows of up to `most_tokens`, on a device whose blocks may have `shared_bytes` of shared memory."""
+    if shape.head_dim not in HEAD_DIMS:
+        raise ValueError(
+            f"paged_attention: head_dim is {shape.head_dim}; the CUDA kernel takes one of {HEAD_DIMS}"
+        )
+    if shape.dtype not in DTYPES:
+        raise ValueError(
+            f"paged_attention: dtype is {shape.dtype}; the CUDA kernel takes bfloat16 or float16"
+        )
+    if shape.heads % shape.kv_heads:
+        raise ValueError(f"paged_attention: {shape.heads} heads are no multiple of {shape.kv_heads} kv heads")
+    tiles = 1 << (-(-shape.group * most_tokens // TILE) - 1).bit_length()
+    if tiles > MOST_WARPS:
+        raise ValueError(
+            f"paged_attention: {most_tokens} tokens x {shape.group} heads of a group exceed"
+            f" {TILE * MOST_WARPS}; verify fewer tokens at once"
+        )
+    half = 2 * TILE * shape.head_dim
+    warps, room = MOST_WARPS, shared_bytes - STATIC_BYTES
+    while warps > tiles and room // (warps // tiles * half) < LEAST_RING:
+        warps //= 2
+    ring = min(room // (warps // tiles * half), MOST_RING)
+    if ring < LEAST_RING:
+        raise ValueError(
+            f"paged_attention: {shared_bytes} bytes of shared memory are too few; use the reference"
+        )
+    return {
+        "HEAD_DIM": shape.head_dim,
+        "FLOAT16": int(shape.dtype == torch.float16),
+        "TILES": tiles,
+        "WARPS": warps,
+        "RING": ring,
+        "MOST_ROWS": MOST_ROWS,
+    }
