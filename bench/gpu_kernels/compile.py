@@ -40,13 +40,13 @@ class CompilationError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Function:
-    """What a compiled function takes: registers a thread, bytes of local memory a thread and shared a block."""
+    """What a compiled function takes."""
 
     name: str
-    registers: int
-    spilled: int
-    stack: int
-    shared: int
+    registers: int  # a thread
+    spilled: int  # bytes stored and loaded, a thread
+    stack: int  # bytes of local memory, a thread
+    shared: int  # bytes of it, a block
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,8 @@ def source(op: str) -> Source:
 
 def compiled(text: str, constants: Constants, architecture: str) -> Compiled:
     """Compile to machine code. `CompilationError` where that fails."""
-    program = _checked(nvrtc.nvrtcCreateProgram(text.encode(), b"kernel.cu", 0, [], []))
+    status, program = nvrtc.nvrtcCreateProgram(text.encode(), b"kernel.cu", 0, [], [])
+    _check(status)
     options = [*compiler_options(constants), f"-arch={architecture}", "--ptxas-options=-v"]
     try:
         status = nvrtc.nvrtcCompileProgram(program, len(options), [option.encode() for option in options])[0]
@@ -97,16 +98,16 @@ def _functions(log: str) -> Iterator[Function]:
 
 
 def _log(program: nvrtc.nvrtcProgram) -> str:
-    log = b" " * _checked(nvrtc.nvrtcGetProgramLogSize(program))
-    _checked(nvrtc.nvrtcGetProgramLog(program, log))
+    status, size = nvrtc.nvrtcGetProgramLogSize(program)
+    _check(status)
+    log = bytearray(size)
+    _check(*nvrtc.nvrtcGetProgramLog(program, log))
     return log.rstrip(b"\0 ").decode(errors="replace")
 
 
-def _checked(answer: tuple[object, ...]) -> object:
-    status, *values = answer
+def _check(status: nvrtc.nvrtcResult) -> None:
     if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
         raise CompilationError(str(status))
-    return values[0] if values else None
 
 
 def _given(path: Path, shared: Sequence[Path]) -> Source:
