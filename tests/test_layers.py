@@ -33,7 +33,14 @@ RANKS = {  # the longest matching prefix counts
     "tokenspeed.__main__": 10,
 }
 # What a package may import from outside the project, or (with "not") what it must not.
-ALLOWED = {"tokenspeed.core": {"numpy"}, "tokenspeed.errors": set(), "tokenspeed.options": set()}
+ALLOWED = {
+    "tokenspeed.core": {"numpy"},
+    "tokenspeed.errors": set(),
+    "tokenspeed.options": set(),
+    "gpu": {"torch", "numpy", "numba", "cupy"},
+}
+# Which modules of `gpu` alone may import what is there only with a GPU.
+GPU_LIBRARIES = {"cupy": ("launch", "cupy_kernel"), "numba": ("numba_launch", "numba_kernel")}
 FORBIDDEN = {
     "tokenspeed.core": {"asyncio", "time", "logging", "pathlib", "os", "random"},
     "gpu": {"asyncio", "tokenspeed"},
@@ -98,7 +105,7 @@ def test_a_module_keeps_out_of_what_its_layer_must_not_know(name: str) -> None:
     layer = match(name, ALLOWED)
     if layer is not None:
         tops = {i.partition(".")[0] for i in imported}
-        assert tops - set(sys.stdlib_module_names) - {"tokenspeed"} <= ALLOWED[layer]
+        assert tops - set(sys.stdlib_module_names) - {layer.partition(".")[0]} <= ALLOWED[layer]
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -110,7 +117,20 @@ def test_imports_stand_at_the_top_and_hide_nothing(name: str) -> None:
         assert not isinstance(node, ast.Global), f"{name} keeps state in a module global"
 
 
-def test_importing_the_kernels_house_loads_no_gpu_library() -> None:
-    for name, tree in MODULES.items():
-        if name == "gpu":
-            assert not {i.partition(".")[0] for i in imports(tree)} & {"numba", "cupy"}
+HOUSE = [name for name in MODULES if name == "gpu" or name.startswith("gpu.")]
+
+
+def reaches_a_gpu_library(name: str) -> bool:
+    return name.rpartition(".")[2] in {module for own in GPU_LIBRARIES.values() for module in own}
+
+
+@pytest.mark.parametrize("name", HOUSE)
+def test_gpu_libraries_are_imported_where_they_are_used_alone(name: str) -> None:
+    imported = set(imports(MODULES[name]))
+    for library, modules in GPU_LIBRARIES.items():
+        if library in {i.partition(".")[0] for i in imported}:
+            assert name.rpartition(".")[2] in modules, f"{name} imports {library}"
+    if not reaches_a_gpu_library(name):
+        assert not {i for i in imported & set(HOUSE) if reaches_a_gpu_library(i)}, (
+            f"{name} reaches a GPU library"
+        )
