@@ -20,8 +20,9 @@ over the p that token t, at position q of its sequence, sees: p <= q, and p > q 
 
 `scale` multiplies the scores; `window` is in tokens or None. Scores and sums are in float32.
 
-The CUDA kernel, `cupy_kernel.PagedAttention`, is for rows of few tokens: it is made for one model's heads, one
-device and the most tokens of a row (1 to decode, more to verify), and owns its workspace. It takes bfloat16 and
-float16, heads 64, 96, 128 or 256 wide, and blocks of a multiple of 16; rows without tokens are passed over. It
-plans on the device, so a captured graph holds for any contexts.
+The CUDA kernel, `cupy_kernel.PagedAttention`, is for rows of few tokens: it is made for one model's heads,
+one device and the most tokens of a row (1 to decode, more to verify), and owns its workspace. It takes
+bfloat16 and float16, heads 64, 96, 128 or 256 wide, and blocks of a multiple of 16; rows without tokens are
+passed over. Pools may be views with any strides but the last. It plans on the device, so a captured graph
+holds for any contexts.
 """

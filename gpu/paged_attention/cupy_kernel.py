@@ -11,7 +11,7 @@ from gpu.launch import Kernels
 from gpu.paged_attention.source import MOST_ROWS, SOURCE, TILE, Heads, constants
 
 JOINING_WARPS = 8  # of a block of the second kernel
-LEAST_TILES = 2  # of a stream: a shorter one costs more to join than it saves
+LEAST_TILES = 1  # of a stream: even the shortest gains more than joining it costs
 
 
 class PagedAttention:
@@ -75,6 +75,7 @@ class PagedAttention:
             query.stride(0),
             key_pool.stride(0),
             key_pool.stride(1),
+            key_pool.stride(2),
             block_tables.stride(0),
             block_size // TILE,
             rows,
@@ -117,9 +118,9 @@ class PagedAttention:
             raise ValueError(
                 f"paged_attention: block size {block_size} is no multiple of {TILE}; choose one that is"
             )
-        if key_pool.stride() != value_pool.stride() or key_pool.stride()[2:] != (shape.head_dim, 1):
+        if key_pool.stride() != value_pool.stride() or key_pool.stride(3) != 1:
             raise ValueError(
-                "paged_attention: keys and values of a token must be contiguous, and both pools alike"
+                "paged_attention: keys and values of a head must be contiguous, and both pools alike"
             )
         if query.stride()[1:] != (shape.head_dim, 1) or not out.is_contiguous():
             raise ValueError(

@@ -5,10 +5,10 @@
 // of the group and all query tokens of the row at once (16 of these to a warp). Where a row lies in several
 // streams, each leaves a part (its sums, its largest score, its sum of weights), and a second kernel joins them.
 //
-// Tiles flow through a ring in shared memory, a team's own, filled by cp.async. A lane reads back the very bytes
-// that it (or its like in another warp of the team) copied: head dimensions and output columns are permuted so
-// that 16 contiguous bytes are what a lane's mma fragments want. So there is no transposition, no bank conflict
-// and, in a team of one warp, no barrier.
+// Tiles flow through a ring in shared memory, a team's own, filled by cp.async, a token's whole row after the
+// other (in pieces of 64 bytes, memory gave a third less). Head dimensions and output columns are permuted so that
+// 16 contiguous bytes of a token are what a lane's mma fragments want: nothing is transposed. These pieces are
+// swizzled, so that eight lanes never meet in a bank. A team of one warp needs no barrier.
 //
 // Constants: HEAD_DIM (64, 96, 128, 256), FLOAT16 (1, or 0 for bfloat16), TILES (1, 2, 4, 8), WARPS, RING
 // (half tiles in flight, at least 3), MOST_ROWS.
@@ -22,10 +22,11 @@ constexpr int TILE = 16;                   // tokens
 constexpr int HALF_BYTES = TILE * HEAD_DIM * 2;  // the keys, or the values, of a tile
 constexpr int TEAMS = WARPS / TILES;       // of a block
 constexpr int THREADS = WARPS * 32;
-constexpr int KEY_CHUNKS = HEAD_DIM / 16;  // pieces of 16 bytes a lane, for the keys of a tile
+constexpr int ROW_BYTES = HEAD_DIM * 2;    // a token's keys, or values, of a head
+constexpr int KEY_CHUNKS = HEAD_DIM / 16;  // pieces a lane, of the keys of a tile
 constexpr int WIDE = HEAD_DIM / 64;        // column groups of 64 whose values come in pieces of 16 bytes
 constexpr int NARROW = HEAD_DIM % 64 / 32; // and of 32, in pieces of 8 bytes
-constexpr int COLUMNS = HEAD_DIM / 8;      // tiles of 8 columns of the output
+constexpr int COLUMNS = HEAD_DIM / 8;     // tiles of 8 columns of the output
 constexpr float LEAST = -1e30f;            // below any score, and finite
 
 struct Line {  // how the tiles of all rows are shared out
@@ -52,12 +53,18 @@ struct Span {  // the tiles that a row needs
     }
 };
 
-__device__ __forceinline__ void copy16(u32 to, const void* from, int bytes) {
-    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
+__device__ __forceinline__ void copy16(u32 to, const void* from) {
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
 }
 
-__device__ __forceinline__ void copy8(u32 to, const void* from, int bytes) {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
+// Where piece `chunk` of 16 bytes of a token lies in its row: the lanes that read together (two keys by 64 bytes;
+// values of tokens 2j by 32 bytes) get banks of their own. Rows of 192 bytes keep keys apart by themselves.
+__device__ __forceinline__ int key_place(int token, int chunk) {
+    return HEAD_DIM == 96 ? chunk : chunk ^ (token & 1) << 2;
+}
+
+__device__ __forceinline__ int value_place(int token, int chunk) {
+    return chunk >= WIDE * 8 ? chunk : chunk ^ (token >> 1 & 3) << 1;
 }
 
 __device__ __forceinline__ void copies_end() { asm volatile("cp.async.commit_group;" ::: "memory"); }
@@ -132,7 +139,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) paged_attention_read(
     const u16* __restrict__ query, const u16* __restrict__ key_pool, const u16* __restrict__ value_pool,
     const int* __restrict__ block_tables, const int* __restrict__ row_starts, const int* __restrict__ contexts,
     u16* __restrict__ out, float* __restrict__ part_sums, float2* __restrict__ part_weights,
-    int* __restrict__ line, int query_stride, int block_stride, int token_stride, int table_stride, int block_tiles,
+    int* __restrict__ line, int query_stride, int block_stride, int token_stride, int head_stride, int table_stride, int block_tiles,
     int rows, int heads, int kv_heads, int most_streams, int least_tiles, int window, float scale) {
     extern __shared__ __align__(16) u8 rings[];
     __shared__ int first[MOST_ROWS + 1];
@@ -160,12 +167,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) paged_attention_read(
     int seek_row = row, seek_left = left;
     Span seek(row_starts, contexts, row, window);
     int seek_tile = seek.begin + stream_begin - first[row];
-    int next_block, next_inside, next_tokens;
+    int next_block, next_inside;
     auto look_up = [&]() {
         if (seek_left == 0) { next_block = -1; return; }
         next_block = block_tables[(i64)seek_row * table_stride + seek_tile / block_tiles];
         next_inside = seek_tile % block_tiles * TILE;
-        next_tokens = seek.context - seek_tile * TILE;
         seek_tile++;
         seek_left--;
         while (seek_tile == seek.end && seek_left) {
@@ -174,36 +180,24 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) paged_attention_read(
         }
     };
     const u32 ring = (u32)__cvta_generic_to_shared(rings) + team * RING * HALF_BYTES;
-    const int key_lane = g * token_stride + kv_head * HEAD_DIM + j * 8;
-    const int value_lane = 2 * j * token_stride + kv_head * HEAD_DIM;
-    auto copy_keys = [&](int slot) {
+    auto copy = [&](const u16* pool, int slot, bool keys) {
         if (next_block >= 0) {
-            const u16* from = key_pool + ((i64)next_block * block_stride + next_inside * token_stride + key_lane);
-            u32 to = ring + slot * HALF_BYTES + lane * 16;
+            const u16* from = pool + ((i64)next_block * block_stride + next_inside * token_stride + kv_head * head_stride);
+            const u32 to = ring + slot * HALF_BYTES;
+            constexpr int PIECES = ROW_BYTES / 16;
 #pragma unroll
-            for (int c = 0; c < KEY_CHUNKS; c++)  // tokens g, g + 8 by 32 dimensions
-                if (TILES == 1 || c % TILES == tile_of_queries)
-                    copy16(to + c * 512, from + (c % 2 * 8 * token_stride + c / 2 * 32), c % 2 * 8 + g < next_tokens ? 16 : 0);
+            for (int c = 0; c < HEAD_DIM / 16; c++)
+                if (TILES == 1 || c % TILES == tile_of_queries) {
+                    const int at = c * 32 + lane, token = at / PIECES, chunk = at % PIECES;
+                    const int place = keys ? key_place(token, chunk) : value_place(token, chunk);
+                    copy16(to + token * ROW_BYTES + place * 16, from + token * token_stride + chunk * 8);
+                }
         }
         copies_end();
     };
+    auto copy_keys = [&](int slot) { copy(key_pool, slot, true); };
     auto copy_values = [&](int slot) {
-        if (next_block >= 0) {
-            const u16* from = value_pool + ((i64)next_block * block_stride + next_inside * token_stride + value_lane);
-            u32 to = ring + slot * HALF_BYTES;
-#pragma unroll
-            for (int c = 0; c < 4 * (WIDE + NARROW); c++) {
-                const int token = c % 4 / 2 * 8 + c % 2;  // tokens 2j, 2j + 1, 2j + 8, 2j + 9
-                const int bytes = token + 2 * j < next_tokens;
-                if (TILES == 1 || c % TILES == tile_of_queries) {
-                    if (c < 4 * WIDE)
-                        copy16(to + c * 512 + lane * 16, from + token * token_stride + c / 4 * 64 + g * 8, bytes * 16);
-                    else
-                        copy8(to + WIDE * 2048 + c % 4 * 256 + lane * 8, from + token * token_stride + WIDE * 64 + g * 4, bytes * 8);
-                }
-            }
-        }
-        copies_end();
+        copy(value_pool, slot, false);
         look_up();
     };
     look_up();
@@ -218,6 +212,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) paged_attention_read(
     int slot = 0, segment = 0;
     const u8* mine = rings + team * RING * HALF_BYTES;
     auto turn = [&]() { slot = slot == RING - 1 ? 0 : slot + 1; };
+    auto await = [&]() {
+        copies_wait<RING - 2>();
+        team_wait(team);
+    };
     auto behind = [&]() { return slot == 0 ? RING - 1 : slot - 1; };
 
     for (; left; row++, segment++) {
@@ -250,13 +248,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) paged_attention_read(
         const int all_see_to = span.context - span.tokens, all_see_from = window ? span.context - window : 0;
 
         for (; tile < tile_end; tile++) {
-            copies_wait<RING - 2>();
-            team_wait(team);
+            await();
             if (RING % 2) copy_keys(behind()); else copy_values(behind());
             float scores[2][4] = {};
 #pragma unroll
             for (int c = 0; c < KEY_CHUNKS; c++) {
-                uint4 k = *(const uint4*)(mine + slot * HALF_BYTES + c * 512 + lane * 16);
+                const int place = key_place(g, c / 2 * 4 + j);  // of keys g, then g + 8
+                uint4 k = *(const uint4*)(mine + slot * HALF_BYTES + (c % 2 * 8 + g) * ROW_BYTES + place * 16);
                 const u32* a = q[c / 2];
                 multiply(scores[c % 2], a[0], a[1], a[2], a[3], k.x, k.y);
                 multiply(scores[c % 2], a[4], a[5], a[6], a[7], k.z, k.w);
@@ -300,15 +298,21 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) paged_attention_read(
 #pragma unroll
             for (int i = 0; i < 4; i++) p[i] = pack(scores[i / 2][i % 2 * 2], scores[i / 2][i % 2 * 2 + 1]);
 
-            copies_wait<RING - 2>();
-            team_wait(team);
+            await();
             if (RING % 2) copy_values(behind()); else copy_keys(behind());
-            const u8* from = mine + slot * HALF_BYTES;
+            const u8* from = mine + slot * HALF_BYTES + 2 * j * ROW_BYTES;
+            const int real = span.context - tile * TILE - 2 * j;  // what lies beyond the context may be NaN
+            const bool partial = span.context - tile * TILE < TILE;
 #pragma unroll
             for (int wide = 0; wide < WIDE; wide++) {
                 uint4 v[4];
 #pragma unroll
-                for (int i = 0; i < 4; i++) v[i] = *(const uint4*)(from + (wide * 4 + i) * 512 + lane * 16);
+                for (int i = 0; i < 4; i++) 
+                    v[i] = *(const uint4*)(from + (i / 2 * 8 + i % 2) * ROW_BYTES + value_place(2 * j, wide * 8 + g) * 16);
+                if (partial)
+#pragma unroll
+                    for (int i = 0; i < 4; i++)
+                        if (i / 2 * 8 + i % 2 >= real) v[i] = make_uint4(0, 0, 0, 0);
                 const u32 *v0 = &v[0].x, *v1 = &v[1].x, *v2 = &v[2].x, *v3 = &v[3].x;
 #pragma unroll
                 for (int e = 0; e < 8; e++) {
@@ -320,7 +324,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) paged_attention_read(
             if (NARROW) {
                 uint2 v[4];
 #pragma unroll
-                for (int i = 0; i < 4; i++) v[i] = *(const uint2*)(from + WIDE * 2048 + i * 256 + lane * 8);
+                for (int i = 0; i < 4; i++) 
+                    v[i] = *(const uint2*)(from + (i / 2 * 8 + i % 2) * ROW_BYTES + WIDE * 128 + g * 8);
+                if (partial)
+#pragma unroll
+                    for (int i = 0; i < 4; i++)
+                        if (i / 2 * 8 + i % 2 >= real) v[i] = make_uint2(0, 0);
                 const u32 *v0 = &v[0].x, *v1 = &v[1].x, *v2 = &v[2].x, *v3 = &v[3].x;
 #pragma unroll
                 for (int e = 0; e < 4; e++) {
@@ -384,11 +393,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) paged_attention_read(
 }
 
 // Joins the parts of rows that lie in several streams: `split` warps for each row, query token and head.
-extern "C" __global__ void __launch_bounds__(256) paged_attention_join(
+extern "C" __global__ void __launch_bounds__(256, 4) paged_attention_join(
     const int* __restrict__ row_starts, u16* __restrict__ out, const float* __restrict__ part_sums,
     const float2* __restrict__ part_weights, const int* __restrict__ line, int rows, int most_tokens, int heads,
     int kv_heads, int most_streams, int least_tiles, int split) {
-    constexpr int WIDTH = HEAD_DIM / 32;
+    constexpr int WIDTH = HEAD_DIM / 32, AHEAD = HEAD_DIM > 128 ? 2 : 4;  // parts read at once
     __shared__ float found[8][HEAD_DIM];
     __shared__ float2 weights[8];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, member = warp % split;
@@ -418,16 +427,16 @@ extern "C" __global__ void __launch_bounds__(256) paged_attention_join(
 #pragma unroll
                 for (int i = 0; i < WIDTH; i++) sums[i] *= less;
                 const int count = min(32, (to - batch) / split + 1);
-                for (int k = 0; k < count; k += 8) {
-                    float x[8][WIDTH];
+                for (int k = 0; k < count; k += AHEAD) {
+                    float x[AHEAD][WIDTH];
 #pragma unroll
-                    for (int u = 0; u < 8; u++) {
+                    for (int u = 0; u < AHEAD; u++) {
                         const float* at = part_sums + part(batch + min(k + u, count - 1) * split) * HEAD_DIM + lane;
 #pragma unroll
                         for (int i = 0; i < WIDTH; i++) x[u][i] = at[i * 32];
                     }
 #pragma unroll
-                    for (int u = 0; u < 8; u++) {
+                    for (int u = 0; u < AHEAD; u++) {
                         float by = __shfl_sync(~0u, share, min(k + u, 31));
                         if (k + u >= count) by = 0.f;
 #pragma unroll
