@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gpu.early import EarlyLauncher
 from gpu.source import Constants, Source, compiler_options
 
 Argument = Tensor | int | float | None
@@ -33,6 +34,7 @@ class Kernels:
             self._raw[name].max_dynamic_shared_size_bytes = size
         self._functions = {name: raw.kernel for name, raw in self._raw.items()}
         self._streams: dict[int, cupy.cuda.ExternalStream] = {}
+        self._early = EarlyLauncher()
 
     def launch(self, name: str, grid: Grid, block: Grid, *arguments: Argument, shared_bytes: int = 0) -> None:
         """Enqueue one kernel."""
@@ -43,6 +45,14 @@ class Kernels:
         passed = tuple(map(_passed, arguments))
         # Naming the stream costs half of what entering it does.
         self._functions[name](grid, block, passed, shared_mem=shared_bytes, stream=stream)
+
+    def launch_early(
+        self, name: str, grid: Grid, block: Grid, *arguments: Argument, shared_bytes: int = 0
+    ) -> None:
+        """Enqueue one kernel that waits, by itself, for the kernel ahead; see `gpu.early`."""
+        passed = tuple(map(_passed, arguments))
+        stream = torch.cuda.current_stream().cuda_stream
+        self._early.launch(self._functions[name].ptr, grid, block, passed, shared_bytes, stream)
 
     def attributes(self, name: str) -> dict[str, int]:
         """Registers, local memory (spills) and shared memory of a function, as the driver tells."""
