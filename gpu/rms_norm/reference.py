@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float, out: Tensor) -> None:
-    """x [rows, dim], weight [dim] -> out [rows, dim]."""
+def rms_norm(x: Tensor, weight: Tensor, eps: float, out: Tensor, delta: Tensor | None = None) -> None:
+    """x [rows, dim], weight [dim] -> out [rows, dim]; x += delta first."""
+    if delta is not None:
+        x += delta
     wide = x.float()
     scaled = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
     torch.mul(scaled.to(x.dtype), weight, out=out)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from gpu.rope_write_kv.norms import HeadNorms
 from gpu.table import REFERENCE, Ops
 
 IMPLEMENTATIONS = {"reference": REFERENCE}
@@ -47,6 +48,16 @@ def test_rms_norm(
     assert_near(out, expected)
     ops.rms_norm(x, weight, 1e-5, x)
     assert torch.equal(x, out)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_rms_norm_adds_first(ops: Ops, random: Callable[..., Tensor], dtype: torch.dtype) -> None:
+    x, delta, weight = random(5, 48, dtype=dtype), random(5, 48, dtype=dtype), random(48, dtype=dtype)
+    added, apart, together = x + delta, torch.empty_like(x), delta.clone()
+    ops.rms_norm(added, weight, 1e-5, apart)
+    ops.rms_norm(x, weight, 1e-5, together, together)
+    assert torch.equal(x, added)
+    assert torch.equal(together, apart)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -92,6 +103,23 @@ def test_rope_write_kv(
     assert torch.equal(key, kept)
     untouched = [slot for slot in range(12) if slot not in slots.tolist()]
     assert (pools.flatten(1, 2)[:, untouched] == 7.0).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_rope_write_kv_normalises_heads_first(
+    ops: Ops, random: Callable[..., Tensor], dtype: torch.dtype
+) -> None:
+    query, key, value = (random(3, heads, 32, dtype=dtype) for heads in (4, 2, 2))
+    cos, sin = random(3, 16), random(3, 16)
+    norms = HeadNorms(random(32, dtype=dtype), random(32, dtype=dtype), 1e-5)
+    slots, pools = torch.tensor([2, 0, 3], dtype=torch.int32), random(2, 2, 2, 2, 32, dtype=dtype)
+    apart, expected = [torch.empty_like(query), torch.empty_like(key)], pools.clone()
+    ops.rms_norm(query.flatten(0, 1), norms.query, norms.eps, apart[0].flatten(0, 1))
+    ops.rms_norm(key.flatten(0, 1), norms.key, norms.eps, apart[1].flatten(0, 1))
+    ops.rope_write_kv(*apart, value, cos, sin, slots, expected[0], expected[1])
+    ops.rope_write_kv(query, key, value, cos, sin, slots, pools[0], pools[1], norms)
+    assert torch.equal(query, apart[0])
+    assert torch.equal(pools, expected)
 
 
 def turned_by_complex_numbers(x: Tensor, angles: Tensor) -> Tensor:

@@ -1,0 +1,17 @@
+"""The CUDA source of rms_norm."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gpu.elements import DTYPES, ELEMENTS
+from gpu.source import Source
+
+CHUNKS_A_THREAD = (1, 2)  # one function each, with and without an addition
+
+SOURCE = Source(
+    Path(__file__).with_name("kernel.cu"),
+    functions=tuple(f"{name}_{each}" for name in ("rms_norm", "add_rms_norm") for each in CHUNKS_A_THREAD),
+    variants=tuple({"DTYPE": dtype} for dtype in DTYPES.values()),
+    shared=(ELEMENTS,),
+)
