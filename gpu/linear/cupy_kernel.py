@@ -65,7 +65,7 @@ class FewRowsLinear:
             bias.shape != (outputs,) or bias.dtype != self.dtype or not bias.is_contiguous()
         ):
             raise ValueError(f"linear adds a contiguous bias of {outputs} in {self.dtype}")
-        self._products[planned(outputs, self._multiprocessors)](x, weight, bias, out)
+        self._products[planned(x.shape[0], outputs, self._multiprocessors)](x, weight, bias, out)
 
 
 def _refused(x: Tensor, weight: Tensor, dtype: torch.dtype) -> str | None:
