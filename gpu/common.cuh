@@ -73,17 +73,6 @@ DEVICE Element to_element(float value) {
     return narrow;
 }
 
-// Two floats as two elements, the first in the low half.
-DEVICE Word to_elements(float low, float high) {
-    Word narrow;
-#if HALF
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(narrow) : "f"(high), "f"(low));
-#else
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(narrow) : "f"(high), "f"(low));
-#endif
-    return narrow;
-}
-
 // sum += a[16 x 16] * b[16 x 8], by a warp.
 DEVICE void multiply_add(float (&sum)[4], Word a0, Word a1, Word a2, Word a3, Word b0, Word b1) {
 #if HALF
@@ -94,18 +83,6 @@ DEVICE void multiply_add(float (&sum)[4], Word a0, Word a1, Word a2, Word a3, Wo
         "{%0, %1, %2, %3};"
         : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
         : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
-
-DEVICE float warp_sum(float value) {
-#pragma unroll
-    for (int apart = 16; apart; apart >>= 1) value += __shfl_xor_sync(~0u, value, apart);
-    return value;
-}
-
-DEVICE float warp_max(float value) {
-#pragma unroll
-    for (int apart = 16; apart; apart >>= 1) value = fmaxf(value, __shfl_xor_sync(~0u, value, apart));
-    return value;
 }
 
 // Programmatic dependent launch: before `wait_for_previous_kernel` only what no kernel writes may be read. Both do

@@ -1,6 +1,6 @@
 // A few rows through a matrix at the rate at which memory gives the matrix.
 //
-// A block (or a cluster of them, CLUSTER) sums a tile of 16 * TILES outputs at a time and walks over tiles. Its
+// A block sums a tile of 16 * TILES outputs at a time and walks over tiles. Its
 // warps divide k: each copies its own pieces of the matrix to its own ring of STAGES in shared memory, 256
 // consecutive bytes of a row at once, STAGES ahead of the sums and across the ends of tiles. Nothing but the last
 // sum of a tile is shared by warps. The matrix is the first operand of mma.m16n8k16; a lane takes 8 consecutive
@@ -16,16 +16,8 @@
 #ifndef STAGES
 #define STAGES 3
 #endif
-#ifndef CLUSTER
-#define CLUSTER 1
-#endif
 #ifndef BLOCKS
 #define BLOCKS 2
-#endif
-
-#if __CUDA_ARCH__ < 900
-#undef CLUSTER
-#define CLUSTER 1
 #endif
 
 constexpr int TILE = 16 * TILES;                // outputs
@@ -34,32 +26,9 @@ constexpr int STEPS = 4;                        // in a stage
 constexpr int PIECE = STEP * STEPS;             // elements of k in a stage
 constexpr int ROW_CHUNKS = PIECE / 8;           // of 16 bytes
 constexpr int STAGE_BYTES = TILE * PIECE * 2;
-constexpr int BATCH = WARPS * CLUSTER * PIECE;  // elements of k that all warps take at once
+constexpr int BATCH = WARPS * PIECE;  // elements of k that all warps take at once
 constexpr int STRIDE = TILE + 4;                // floats from one row of sums to the next, over all banks
 constexpr int THREADS = 32 * WARPS;
-
-#if CLUSTER > 1
-#define CLUSTERED __cluster_dims__(CLUSTER, 1, 1)
-
-DEVICE int cluster_rank() {
-    int rank;
-    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-    return rank;
-}
-
-DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
-DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
-
-// To the same variable of another block of the cluster.
-DEVICE void store_at(int rank, float* address, float value) {
-    Word here = shared_address(address), there;
-    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(here), "r"(rank));
-    asm volatile("st.shared::cluster.f32 [%0], %1;" :: "r"(there), "f"(value) : "memory");
-}
-#else
-#define CLUSTERED
-DEVICE int cluster_rank() { return 0; }
-#endif
 
 // GROUPS of 8 rows of x.
 template <int GROUPS>
@@ -69,20 +38,15 @@ DEVICE void product(const Element* x, const Element* weight, const Element* bias
     __shared__ float sums[BUFFERS][WARPS][8 * GROUPS * STRIDE];
     extern __shared__ __align__(128) Eight stages[];  // [WARPS][STAGES][TILE][ROW_CHUNKS]
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, row = lane / 4, part = lane % 4;
-    const int worker = cluster_rank() * WARPS + warp;
     const int tiles = (outputs + TILE - 1) / TILE, batches = (inputs + BATCH - 1) / BATCH;
     const Policy once = evict_first();
     let_next_kernel_start();
-#if CLUSTER > 1
-    __shared__ float inbox[2][CLUSTER][8 * GROUPS * STRIDE];
-    cluster_arrive();
-#endif
 
     // A copy takes two rows of the tile; a lane takes the same chunk of each second row.
     const Word ring = shared_address(stages) + warp * (STAGES * STAGE_BYTES);
     const int copied_row = lane / ROW_CHUNKS, copied_chunk = lane % ROW_CHUNKS;
     const Word target = ring + (copied_row * ROW_CHUNKS + (copied_chunk ^ copied_row % 2 * 4)) * 16;
-    const int copied_k = worker * PIECE + copied_chunk * 8;
+    const int copied_k = warp * PIECE + copied_chunk * 8;
     const auto copy = [&](int tile, int batch, int stage) {
         const int k = batch * BATCH + copied_k, left = outputs - tile * TILE - copied_row;
         const bool inside = tile < tiles && k < inputs;
@@ -95,19 +59,19 @@ DEVICE void product(const Element* x, const Element* weight, const Element* bias
         end_group_of_copies();
     };
     Eight v[STEPS][GROUPS];
-    const Element* const x_lane = x + row * inputs + worker * PIECE + part * 8;
+    const Element* const x_lane = x + row * inputs + warp * PIECE + part * 8;
     const auto load_x = [&](int batch, int step) {
         const int k = batch * BATCH + step * STEP;
 #pragma unroll
         for (int n = 0; n < GROUPS; n++) {
             v[step][n] = eight_zeros();
-            if (worker * PIECE + part * 8 + k < inputs && n * 8 + row < rows)
+            if (warp * PIECE + part * 8 + k < inputs && n * 8 + row < rows)
                 v[step][n] = load_shared_by_warps(x_lane + n * 8 * inputs + k);
         }
     };
 
-    int tile = blockIdx.x / CLUSTER, batch = 0, buffer = 0, stage = 0;
-    const int walk = gridDim.x / CLUSTER;
+    int tile = blockIdx.x, batch = 0, buffer = 0, stage = 0;
+    const int walk = gridDim.x;
     int copied_tile = tile, copied_batch = 0;
     const auto copy_next = [&](int stage) {
         copy(copied_tile, copied_batch, stage);
@@ -117,9 +81,6 @@ DEVICE void product(const Element* x, const Element* weight, const Element* bias
     wait_for_previous_kernel();
 #pragma unroll
     for (int s = 0; s < STEPS; s++) load_x(0, s);
-#if CLUSTER > 1
-    cluster_wait();  // every block of the cluster runs: its shared memory may be written from now on
-#endif
 
     // A row's two halves of 4 chunks change places in each second row, so that 8 lanes read from 32 banks.
     const Word source = ring + row * 256 + (part ^ row % 2 * 4) * 16;
@@ -169,17 +130,6 @@ DEVICE void product(const Element* x, const Element* weight, const Element* bias
                 float total = 0;
 #pragma unroll
                 for (int i = 0; i < WARPS; i++) total += sums[buffer % BUFFERS][i][r * STRIDE + o];
-#if CLUSTER > 1
-                store_at(o / (TILE / CLUSTER), &inbox[buffer][cluster_rank()][r * STRIDE + o], total);
-            }
-            cluster_arrive();
-            cluster_wait();
-            for (int e = threadIdx.x; e < rows * (TILE / CLUSTER); e += THREADS) {
-                const int r = e / (TILE / CLUSTER), o = e % (TILE / CLUSTER) + cluster_rank() * (TILE / CLUSTER);
-                float total = 0;
-#pragma unroll
-                for (int i = 0; i < CLUSTER; i++) total += inbox[buffer][i][r * STRIDE + o];
-#endif
                 const int output = tile * TILE + o;
                 if (output < outputs) {
                     if (bias) total += to_float(bias[output]);
@@ -196,10 +146,10 @@ DEVICE void product(const Element* x, const Element* weight, const Element* bias
 #define ARGUMENTS const Element *x, const Element *weight, const Element *bias, Element *out, int rows, int inputs, \
                   int outputs
 
-extern "C" __global__ void CLUSTERED __launch_bounds__(THREADS, BLOCKS) linear_8(ARGUMENTS) {
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) linear_8(ARGUMENTS) {
     product<1>(x, weight, bias, out, rows, inputs, outputs);
 }
 
-extern "C" __global__ void CLUSTERED __launch_bounds__(THREADS, BLOCKS) linear_16(ARGUMENTS) {
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) linear_16(ARGUMENTS) {
     product<2>(x, weight, bias, out, rows, inputs, outputs);
 }

@@ -12,13 +12,12 @@ from gpu.source import Constants, Source
 class Plan:
     """How a matrix is divided: the constants of kernel.cu.
 
-    Sums are in an order that `warps` and `cluster` fix; so these depend on the matrix, never on the rows.
+    Sums are in an order that `warps` fixes; so these are the same for any number of rows.
     """
 
-    warps: int  # of a block; they and the blocks of a cluster divide the inputs
+    warps: int  # of a block; they divide the inputs
     tiles: int  # of 16 outputs, that a block sums at a time
     stages: int  # of 128 inputs, that a warp's reads are ahead of its sums
-    cluster: int  # blocks that share a tile
     blocks: int  # that are resident on a multiprocessor
 
     def constants(self, half: bool) -> Constants:
@@ -33,13 +32,13 @@ class Plan:
     def grid(self, outputs: int, multiprocessors: int) -> int:
         """As many blocks as are resident, which walk over the tiles, or one for each tile."""
         tiles = -(-outputs // (16 * self.tiles))
-        return self.cluster * min(tiles, multiprocessors * self.blocks // self.cluster)
+        return min(tiles, multiprocessors * self.blocks)
 
 
-LONE = Plan(warps=8, tiles=1, stages=2, cluster=1, blocks=1)
-PAIRED = Plan(warps=8, tiles=1, stages=2, cluster=1, blocks=2)
-DEEP = Plan(warps=8, tiles=1, stages=3, cluster=1, blocks=1)
-BROAD = Plan(warps=8, tiles=2, stages=2, cluster=1, blocks=1)
+LONE = Plan(warps=8, tiles=1, stages=2, blocks=1)
+PAIRED = Plan(warps=8, tiles=1, stages=2, blocks=2)
+DEEP = Plan(warps=8, tiles=1, stages=3, blocks=1)
+BROAD = Plan(warps=8, tiles=2, stages=2, blocks=1)
 PLANS = (LONE, PAIRED, DEEP, BROAD)
 
 SOURCE = Source(
@@ -54,6 +53,6 @@ def planned(rows: int, outputs: int, multiprocessors: int) -> Plan:
     """The plan that reads a matrix of so many outputs fastest, by measurement (bench/log-h200.md)."""
     tiles = -(-outputs // 16)
     each = -(-tiles // multiprocessors)
-    if rows > 8:  # they are read again for each tile: half as often for broad ones
+    if rows > 8:  # x is read again for each tile: half as often for broad ones
         return DEEP if each == 1 else BROAD
     return LONE if each % 2 else PAIRED  # so that no block is left without a tile at the end
