@@ -15,7 +15,7 @@ from gpu.linear.source import PLANS, Plan
 
 pytestmark = pytest.mark.gpu
 
-TOLERANCE = {torch.bfloat16: 3e-3, torch.float16: 4e-4}  # of the norm; the rounding of the output
+TOLERANCE = {torch.bfloat16: 4e-3, torch.float16: 5e-4}  # of the norm: one output may be all of it, rounded
 MODELS = [(4096, 4096), (6144, 1024), (1024, 3072), (1024, 2048), (4096, 14336)]
 UGLY = [(1, 8), (257, 1544), (1000, 2056), (2113, 32), (32769, 136)]
 SHAPES = MODELS + UGLY
