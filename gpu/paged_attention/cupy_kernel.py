@@ -28,7 +28,7 @@ class PagedAttention:
         self._shape, self._most_tokens = shape, most_tokens
         self._warps = chosen["WARPS"]
         teams = self._warps // chosen["TILES"]
-        self._streams = max(properties.multi_processor_count * teams // shape.kv_heads, 1)
+        self._streams = max(properties.multi_processor_count * chosen["BLOCKS"] * teams // shape.kv_heads, 1)
         self._blocks = -(-self._streams * shape.kv_heads // teams)
         self._shared_bytes = teams * chosen["RING"] * 2 * TILE * shape.head_dim
         self.kernels = Kernels(SOURCE, chosen, shared_bytes={"paged_attention_read": self._shared_bytes})

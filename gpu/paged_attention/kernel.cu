@@ -11,7 +11,7 @@
 // swizzled, so that eight lanes never meet in a bank. A team of one warp needs no barrier.
 //
 // Constants: HEAD_DIM (64, 96, 128, 256), FLOAT16 (1, or 0 for bfloat16), TILES (1, 2, 4, 8), WARPS, RING
-// (half tiles in flight, at least 3), MOST_ROWS.
+// (half tiles in flight, at least 3), MOST_ROWS, BLOCKS (that share an SM).
 
 typedef unsigned char u8;
 typedef unsigned short u16;
@@ -135,7 +135,7 @@ __device__ void lay_out(int* first, const int* row_starts, const int* contexts, 
     __syncthreads();
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1) paged_attention_read(
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) paged_attention_read(
     const u16* __restrict__ query, const u16* __restrict__ key_pool, const u16* __restrict__ value_pool,
     const int* __restrict__ block_tables, const int* __restrict__ row_starts, const int* __restrict__ contexts,
     u16* __restrict__ out, float* __restrict__ part_sums, float2* __restrict__ part_weights,

@@ -13,6 +13,7 @@ HEAD_DIMS = (64, 96, 128, 256)
 DTYPES = (torch.bfloat16, torch.float16)
 TILE = 16  # tokens of context, and rows of queries, that a warp multiplies at once
 MOST_WARPS = 8
+BLOCKS = 1  # that share a multiprocessor
 LEAST_RING, MOST_RING = 3, 24  # half tiles on their way to a team of warps
 MOST_ROWS = 1024
 STATIC_BYTES = 4 * MOST_ROWS + 1024  # of shared memory besides the rings
@@ -21,12 +22,60 @@ SOURCE = Source(
     Path(__file__).with_name("kernel.cu"),
     functions=("paged_attention_read", "paged_attention_join"),
     variants=(
-        {"HEAD_DIM": 64, "FLOAT16": 0, "TILES": 1, "WARPS": 8, "RING": 13, "MOST_ROWS": MOST_ROWS},
-        {"HEAD_DIM": 96, "FLOAT16": 1, "TILES": 1, "WARPS": 8, "RING": 9, "MOST_ROWS": MOST_ROWS},
-        {"HEAD_DIM": 128, "FLOAT16": 0, "TILES": 1, "WARPS": 8, "RING": 6, "MOST_ROWS": MOST_ROWS},
-        {"HEAD_DIM": 128, "FLOAT16": 1, "TILES": 4, "WARPS": 8, "RING": 24, "MOST_ROWS": MOST_ROWS},
-        {"HEAD_DIM": 256, "FLOAT16": 0, "TILES": 2, "WARPS": 2, "RING": 6, "MOST_ROWS": MOST_ROWS},
-        {"HEAD_DIM": 256, "FLOAT16": 0, "TILES": 1, "WARPS": 8, "RING": 3, "MOST_ROWS": MOST_ROWS},
+        {
+            "HEAD_DIM": 64,
+            "FLOAT16": 0,
+            "TILES": 1,
+            "WARPS": 8,
+            "RING": 13,
+            "MOST_ROWS": MOST_ROWS,
+            "BLOCKS": BLOCKS,
+        },
+        {
+            "HEAD_DIM": 96,
+            "FLOAT16": 1,
+            "TILES": 1,
+            "WARPS": 8,
+            "RING": 9,
+            "MOST_ROWS": MOST_ROWS,
+            "BLOCKS": BLOCKS,
+        },
+        {
+            "HEAD_DIM": 128,
+            "FLOAT16": 0,
+            "TILES": 1,
+            "WARPS": 8,
+            "RING": 6,
+            "MOST_ROWS": MOST_ROWS,
+            "BLOCKS": BLOCKS,
+        },
+        {
+            "HEAD_DIM": 128,
+            "FLOAT16": 1,
+            "TILES": 4,
+            "WARPS": 8,
+            "RING": 24,
+            "MOST_ROWS": MOST_ROWS,
+            "BLOCKS": BLOCKS,
+        },
+        {
+            "HEAD_DIM": 256,
+            "FLOAT16": 0,
+            "TILES": 2,
+            "WARPS": 2,
+            "RING": 6,
+            "MOST_ROWS": MOST_ROWS,
+            "BLOCKS": BLOCKS,
+        },
+        {
+            "HEAD_DIM": 256,
+            "FLOAT16": 0,
+            "TILES": 1,
+            "WARPS": 8,
+            "RING": 3,
+            "MOST_ROWS": MOST_ROWS,
+            "BLOCKS": BLOCKS,
+        },
     ),
 )
 
@@ -64,7 +113,7 @@ def constants(shape: Heads, most_tokens: int, shared_bytes: int) -> Constants:
             f" {TILE * MOST_WARPS}; verify fewer tokens at once"
         )
     half = 2 * TILE * shape.head_dim
-    warps, room = MOST_WARPS, shared_bytes - STATIC_BYTES
+    warps, room = MOST_WARPS, shared_bytes // BLOCKS - STATIC_BYTES
     while warps > tiles and room // (warps // tiles * half) < LEAST_RING:
         warps //= 2
     ring = min(room // (warps // tiles * half), MOST_RING)
@@ -79,4 +128,5 @@ def constants(shape: Heads, most_tokens: int, shared_bytes: int) -> Constants:
         "WARPS": warps,
         "RING": ring,
         "MOST_ROWS": MOST_ROWS,
+        "BLOCKS": BLOCKS,
     }
