@@ -12,8 +12,8 @@ from gpu.source import Constants, Source
 HEAD_DIMS = (64, 96, 128, 256)
 DTYPES = (torch.bfloat16, torch.float16)
 TILE = 16  # tokens of context, and rows of queries, that a warp multiplies at once
-MOST_WARPS = 8
-BLOCKS = 1  # that share a multiprocessor
+WARPS, BLOCKS = 4, 2  # of a block, and blocks that share a multiprocessor: two of 4 read faster than one of 8
+MOST_WARPS = 8  # of a block, for many query rows
 LEAST_RING, MOST_RING = 3, 24  # half tiles on their way to a team of warps
 MOST_ROWS = 1024
 STATIC_BYTES = 4 * MOST_ROWS + 1024  # of shared memory besides the rings
@@ -26,55 +26,55 @@ SOURCE = Source(
             "HEAD_DIM": 64,
             "FLOAT16": 0,
             "TILES": 1,
-            "WARPS": 8,
+            "WARPS": 4,
             "RING": 13,
             "MOST_ROWS": MOST_ROWS,
-            "BLOCKS": BLOCKS,
+            "BLOCKS": 2,
         },
         {
             "HEAD_DIM": 96,
             "FLOAT16": 1,
             "TILES": 1,
-            "WARPS": 8,
+            "WARPS": 4,
             "RING": 9,
             "MOST_ROWS": MOST_ROWS,
-            "BLOCKS": BLOCKS,
+            "BLOCKS": 2,
         },
         {
             "HEAD_DIM": 128,
             "FLOAT16": 0,
             "TILES": 1,
-            "WARPS": 8,
+            "WARPS": 4,
             "RING": 6,
             "MOST_ROWS": MOST_ROWS,
-            "BLOCKS": BLOCKS,
+            "BLOCKS": 2,
         },
         {
             "HEAD_DIM": 128,
             "FLOAT16": 1,
             "TILES": 4,
+            "WARPS": 4,
+            "RING": 24,
+            "MOST_ROWS": MOST_ROWS,
+            "BLOCKS": 2,
+        },
+        {
+            "HEAD_DIM": 128,
+            "FLOAT16": 0,
+            "TILES": 8,
             "WARPS": 8,
             "RING": 24,
             "MOST_ROWS": MOST_ROWS,
-            "BLOCKS": BLOCKS,
-        },
-        {
-            "HEAD_DIM": 256,
-            "FLOAT16": 0,
-            "TILES": 2,
-            "WARPS": 2,
-            "RING": 6,
-            "MOST_ROWS": MOST_ROWS,
-            "BLOCKS": BLOCKS,
+            "BLOCKS": 1,
         },
         {
             "HEAD_DIM": 256,
             "FLOAT16": 0,
             "TILES": 1,
-            "WARPS": 8,
+            "WARPS": 4,
             "RING": 3,
             "MOST_ROWS": MOST_ROWS,
-            "BLOCKS": BLOCKS,
+            "BLOCKS": 2,
         },
     ),
 )
@@ -113,7 +113,9 @@ def constants(shape: Heads, most_tokens: int, shared_bytes: int) -> Constants:
             f" {TILE * MOST_WARPS}; verify fewer tokens at once"
         )
     half = 2 * TILE * shape.head_dim
-    warps, room = MOST_WARPS, shared_bytes // BLOCKS - STATIC_BYTES
+    warps = max(WARPS, tiles)
+    blocks = BLOCKS if warps == WARPS else 1
+    room = shared_bytes // blocks - STATIC_BYTES
     while warps > tiles and room // (warps // tiles * half) < LEAST_RING:
         warps //= 2
     ring = min(room // (warps // tiles * half), MOST_RING)
@@ -128,5 +130,5 @@ def constants(shape: Heads, most_tokens: int, shared_bytes: int) -> Constants:
         "WARPS": warps,
         "RING": ring,
         "MOST_ROWS": MOST_ROWS,
-        "BLOCKS": BLOCKS,
+        "BLOCKS": blocks,
     }

@@ -26,6 +26,7 @@ SHAPES = (
     Heads(8, 1, 256, BF16),
     Heads(8, 4, 256, FP16),
     Heads(24, 3, 128, FP16),
+    Heads(16, 1, 128, BF16),  # 128 query rows where 8 tokens are verified
 )
 
 
