@@ -18,6 +18,7 @@ from tokenspeed.backend.cpu import CpuBackend, plan_memory
 from tokenspeed.backend.prior import cpu_costs
 from tokenspeed.config import Config
 from tokenspeed.core.accounts import Account
+from tokenspeed.core.plan import Capacity
 from tokenspeed.core.request import Sampling
 from tokenspeed.core.scheduler import Scheduler
 from tokenspeed.engine.engine import Engine
@@ -87,27 +88,17 @@ def build(config: Config, *, stage: Stage, say: Say, record: Path | None = None)
     defaults = model.defaults
     del model  # the packed weights are what is served; the mapped pages may go
     backend = CpuBackend(chosen.decoder, capacity, vocab_size=spec.vocab_size, threads=threads)
-    accounts = {
-        name: Account(options.share, options.max_running, options.max_waiting)
-        for name, options in config.keys.items()
-    }
-    prefix_cache = config.cache.prefix
     scheduler = Scheduler(
-        capacity, config.scheduler, prefix_cache=prefix_cache, accounts=accounts, prior=prior
+        capacity,
+        config.scheduler,
+        prefix_cache=config.cache.prefix,
+        accounts=accounts_of(config),
+        prior=prior,
     )
     # uvloop's own clock counts whole milliseconds, too coarse for gaps between tokens.
     metrics, timelines = EngineMetrics(scheduler, clock=time.monotonic), Timelines()
-    observers: list[Observer] = [metrics, timelines]
-    recorder = None
-    if record is not None:
-        recorder = Recorder(
-            record,
-            capacity=capacity,
-            options=config.scheduler,
-            accounts=accounts,
-            prefix_cache=prefix_cache,
-        )
-        observers.append(recorder)
+    recorder = None if record is None else recorder_for(config, record, capacity)
+    observers: list[Observer] = [metrics, timelines, *([] if recorder is None else [recorder])]
     engine = Engine(scheduler, backend, observers, clock=time.monotonic)
     generator = Generator(
         engine,
@@ -129,6 +120,25 @@ def build(config: Config, *, stage: Stage, say: Say, record: Path | None = None)
         timeline=timelines.get,
     )
     return Server(engine, generator, app, name, recorder)
+
+
+def accounts_of(config: Config) -> dict[str, Account]:
+    """What each API key may use, by its name."""
+    return {
+        name: Account(options.share, options.max_running, options.max_waiting)
+        for name, options in config.keys.items()
+    }
+
+
+def recorder_for(config: Config, path: Path, capacity: Capacity) -> Recorder:
+    """Raises `ConfigError` where the file cannot be made, or is there already."""
+    return Recorder(
+        path,
+        capacity=capacity,
+        options=config.scheduler,
+        accounts=accounts_of(config),
+        prefix_cache=config.cache.prefix,
+    )
 
 
 def usable_cores() -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from math import exp
 
 HALF_LIFE = 10.0  # seconds after which what was used counts half
 
@@ -32,7 +31,7 @@ class FairShares:
 
     def charge(self, used: Mapping[str, float], now: float) -> None:
         """Add seconds of the device that accounts used in a step."""
-        keep = exp(-0.6931 * max(0.0, now - self._at) / HALF_LIFE)
+        keep = 0.5 ** (max(0.0, now - self._at) / HALF_LIFE)
         self._at = max(self._at, now)
         for account in self._used:
             self._used[account] *= keep

@@ -51,7 +51,7 @@ class Admission:
         self._answer = TYPICAL_ANSWER
 
     def answered(self, tokens: int) -> None:
-        """An answer ended by itself after so many tokens."""
+        """An answer ended after so many tokens: by itself, at its limit, or because its client had enough."""
         self._answer += (tokens - self._answer) / ANSWERS
 
     def slots(self, account: str) -> int:

@@ -40,7 +40,8 @@ class Policy(NamedTuple):
     `order` of a sequence, with `left` brought up to date: the lowest is the most urgent. Its first member
     is the class; within a class, accounts over their fair share go last. `level` is what one level
     of priority is worth in seconds of waiting, in the order of age. `shares` says whether the prompt due
-    first is certain of `eldest_share` of every step, and of the next place once it is overdue.
+    first is certain of `eldest_share` of every step, and of the next place once it is overdue; steps then
+    `hurry` for the others.
     """
 
     order: Callable[[Sequence], Order]

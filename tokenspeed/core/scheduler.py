@@ -391,7 +391,7 @@ class Scheduler:
         if not choices:
             del self._choices[sequence.request.id]
         completion = sequence.generated + (stop_id is not None)
-        if reason is not FinishReason.ERROR:
+        if completion and reason is not FinishReason.ERROR:  # who left the queue says nothing of answers
             self._admission.answered(completion)
         return Finished(
             sequence.choice, reason, sequence.prompt_length, completion, sequence.cached, stop_id, error
