@@ -17,13 +17,15 @@ class Source:
     """A file of CUDA C++ that includes nothing but what is before it here.
 
     `functions` are its `extern "C"` kernels. Constants become macros; each of `variants` is a set of them
-    that is worth compiling in a test. `shared` files, if any, are put before it.
+    that is worth compiling in a test. `shared` files, if any, are put before it. It compiles for each of
+    `architectures`; one that ends in "a" runs on that very capability alone.
     """
 
     path: Path
     functions: tuple[str, ...]
     variants: tuple[Constants, ...]
     shared: tuple[Path, ...] = ()
+    architectures: tuple[str, ...] = ("sm_80", "sm_89", "sm_90")
 
     def text(self) -> str:
         """What is compiled."""

@@ -6,16 +6,23 @@ from pathlib import Path
 
 import pytest
 
-from bench.gpu_kernels.compile import ARCHITECTURES, ROOT, CompilationError, compiled, sources
+from bench.gpu_kernels.compile import ROOT, CompilationError, compiled, sources
 from gpu.source import Constants, Source
 
 SOURCES = sources()
 # Bytes a thread, by the name of the operation and a part of its constants. Nothing else may spill.
 KNOWN_SPILLS = {("paged_attention", ("HEAD_DIM", 256)): 256}
 VARIANTS = [
-    pytest.param(op, source, constants, id=f"{op}-{'-'.join(f'{k}={v}' for k, v in constants.items())}")
+    pytest.param(
+        op,
+        source,
+        constants,
+        architecture,
+        id=f"{op}-{'-'.join(f'{k}={v}' for k, v in constants.items())}-{architecture}",
+    )
     for op, source in SOURCES.items()
     for constants in source.variants
+    for architecture in source.architectures
 ]
 
 
@@ -25,8 +32,7 @@ def test_every_kernel_file_is_the_source_of_its_folder() -> None:
     assert all(source.variants and source.functions for source in SOURCES.values())
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize(("op", "source", "constants"), VARIANTS)
+@pytest.mark.parametrize(("op", "source", "constants", "architecture"), VARIANTS)
 def test_it_compiles_and_keeps_to_its_registers(
     op: str, source: Source, constants: Constants, architecture: str
 ) -> None:
