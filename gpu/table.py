@@ -8,16 +8,56 @@ from typing import Protocol
 
 from torch import Tensor
 
+from gpu.adjust_logits.reference import adjust_logits
+from gpu.embed.reference import embed
 from gpu.linear.reference import linear
 from gpu.paged_attention.reference import paged_attention
+from gpu.prefill_attention.reference import prefill_attention
 from gpu.rms_norm.reference import rms_norm
 from gpu.rope_write_kv.norms import HeadNorms
 from gpu.rope_write_kv.reference import rope_write_kv
+from gpu.sample.reference import sample
 from gpu.silu_mul.reference import silu_mul
 
 Linear = Callable[[Tensor, Tensor, Tensor | None, Tensor], None]
 PagedAttention = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, float, int | None, Tensor], None]
 SiluMul = Callable[[Tensor, Tensor, Tensor], None]
+
+
+class AdjustLogits(Protocol):
+    """See `gpu.adjust_logits`."""
+
+    def __call__(
+        self,
+        logits: Tensor,
+        starts: Tensor,
+        tokens: Tensor,
+        counts: Tensor,
+        biases: Tensor,
+        repetition: Tensor,
+        frequency: Tensor,
+        presence: Tensor,
+        mask: Tensor | None,
+        kept: Tensor,
+    ) -> None: ...
+
+
+class Embed(Protocol):
+    """See `gpu.embed`."""
+
+    def __call__(
+        self,
+        tokens: Tensor,
+        sources: Tensor,
+        sampled: Tensor,
+        positions: Tensor,
+        embedding: Tensor,
+        inverse_frequencies: Tensor,
+        scaling: float,
+        hidden: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+    ) -> None: ...
 
 
 class RmsNorm(Protocol):
@@ -45,21 +85,49 @@ class RopeWriteKv(Protocol):
     ) -> None: ...
 
 
+class Sample(Protocol):
+    """See `gpu.sample`."""
+
+    def __call__(
+        self,
+        logits: Tensor,
+        temperature: Tensor,
+        top_k: Tensor,
+        top_p: Tensor,
+        min_p: Tensor,
+        seeds: Tensor,
+        positions: Tensor,
+        tokens: Tensor,
+        status: Tensor,
+    ) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Ops:
-    """One implementation of each operation; the contract of `name` is the docstring of `gpu.name`."""
+    """One implementation of each operation; the contract of `name` is the docstring of `gpu.name`.
 
+    `paged_attention` is for rows of few tokens, `prefill_attention` obeys the same contract for many.
+    """
+
+    adjust_logits: AdjustLogits
+    embed: Embed
     linear: Linear
     paged_attention: PagedAttention
+    prefill_attention: PagedAttention
     rms_norm: RmsNorm
     rope_write_kv: RopeWriteKv
+    sample: Sample
     silu_mul: SiluMul
 
 
 REFERENCE = Ops(
+    adjust_logits=adjust_logits,
+    embed=embed,
     linear=linear,
     paged_attention=paged_attention,
+    prefill_attention=prefill_attention,
     rms_norm=rms_norm,
     rope_write_kv=rope_write_kv,
+    sample=sample,
     silu_mul=silu_mul,
 )

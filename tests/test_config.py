@@ -153,7 +153,8 @@ def test_a_whole_number_is_a_number(write: Write) -> None:
         ),
         (
             "[model]\ndtype = 'q4'",
-            "[model] dtype = 'q4' is not one of its values; there is 'auto', 'bfloat16', 'float32'",
+            "[model] dtype = 'q4' is not one of its values; "
+            "there is 'auto', 'bfloat16', 'float16', 'float32'",
         ),
         ("[model.sha256]\na = 1", "[model] sha256 = {'a': 1} is a table; it must be a table of strings"),
         (

@@ -27,6 +27,7 @@ RANKS = {  # the longest matching prefix counts
     "tokenspeed.api": 5,
     "tokenspeed.config": 6,
     "tokenspeed.build": 7,
+    "tokenspeed.environment": 8,
     "tokenspeed.serving": 8,
     "tokenspeed.console": 8,
     "tokenspeed.cli": 9,

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
+from prometheus_client.registry import Collector
 from starlette.applications import Starlette
 
 from tokenspeed import builtin
 from tokenspeed.api.app import create_app
 from tokenspeed.api.models import ServedModel
-from tokenspeed.backend.cpu import CpuBackend, plan_memory
-from tokenspeed.backend.prior import cpu_costs
+from tokenspeed.build_device import Progress, Say, Stage, build_computing
 from tokenspeed.config import Config
 from tokenspeed.core.accounts import Account
 from tokenspeed.core.plan import Capacity
 from tokenspeed.core.request import Sampling
 from tokenspeed.core.scheduler import Scheduler
+from tokenspeed.engine.device_metrics import DeviceMetrics
 from tokenspeed.engine.engine import Engine
 from tokenspeed.engine.metrics import EngineMetrics
 from tokenspeed.engine.observer import Observer
@@ -28,16 +30,15 @@ from tokenspeed.engine.recorder import Recorder
 from tokenspeed.engine.timeline import Timelines
 from tokenspeed.errors import ModelError
 from tokenspeed.generation.generator import Generator
-from tokenspeed.model.checkpoint import Checkpoint, resolve
+from tokenspeed.model.checkpoint import Checkpoint, FindWeights, no_weights, resolve, weight_files
 from tokenspeed.model.generation_config import GenerationDefaults
-from tokenspeed.model.kernels import choose_decoder
-from tokenspeed.model.loading import load
 from tokenspeed.text.template import ChatTemplate
 from tokenspeed.text.tokenizer import Tokenizer
 
-Progress = Callable[[int, int], None]  # (bytes done, bytes in all)
-Stage = Callable[[str], Progress]  # the name of what begins -> where its progress goes
-Say = Callable[[str], None]
+FINDERS: Mapping[str, FindWeights] = MappingProxyType({"checkpoint": weight_files, "random": no_weights})
+
+
+__all__ = ["Progress", "Server", "Stage", "build"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,46 +61,26 @@ def build(config: Config, *, stage: Stage, say: Say, record: Path | None = None)
     """
     checkpoint = find_checkpoint(config, stage)
     name = config.model.name or model_name(config)
-    model = load(checkpoint, max_context=config.model.max_context or None, progress=stage(f"reading {name}"))
-    tokenizer = Tokenizer.load(checkpoint.folder)
-    template = ChatTemplate.load(checkpoint.folder)
-    threads = config.device.threads or usable_cores()
-    spec = model.spec
-    packing, total = stage("packing weights"), model.weights.nbytes
-    prior = cpu_costs(spec, weight_bytes=total, threads=threads)
-    chosen = choose_decoder(
-        spec,
-        model.weights,
-        pin=config.kernels.decoder,
-        dtype=config.model.dtype,
-        block_size=config.cache.block_size,
-        threads=threads,
-        progress=lambda done: packing(done, total),
-    )
-    say(chosen.description)
-    capacity = plan_memory(
-        spec, chosen.decoder.block_bytes, config.cache.memory_mib * 2**20, config.cache.block_size
-    )
-    say(
-        f"KV cache: {capacity.blocks} blocks of {capacity.block_size} tokens in "
-        f"{config.cache.memory_mib} MiB, sequences up to {capacity.max_context} tokens"
-    )
-    stage("compiling kernels (cached for the next start)")
-    defaults = model.defaults
-    del model  # the packed weights are what is served; the mapped pages may go
-    backend = CpuBackend(chosen.decoder, capacity, vocab_size=spec.vocab_size, threads=threads)
+    with ThreadPoolExecutor(max_workers=1) as pool:  # the tokenizer loads meanwhile
+        tokenizing = pool.submit(Tokenizer.load, checkpoint.folder)
+        template = ChatTemplate.load(checkpoint.folder)
+        computing = build_computing(config, checkpoint, name, stage=stage, say=say)
+        tokenizer = tokenizing.result()
+    spec, capacity, defaults = computing.spec, computing.capacity, computing.defaults
     scheduler = Scheduler(
         capacity,
         config.scheduler,
         prefix_cache=config.cache.prefix,
         accounts=accounts_of(config),
-        prior=prior,
+        prior=computing.prior,
     )
     # uvloop's own clock counts whole milliseconds, too coarse for gaps between tokens.
     metrics, timelines = EngineMetrics(scheduler, clock=time.monotonic), Timelines()
     recorder = None if record is None else recorder_for(config, record, capacity)
-    observers: list[Observer] = [metrics, timelines, *([] if recorder is None else [recorder])]
-    engine = Engine(scheduler, backend, observers, clock=time.monotonic)
+    device = None if computing.figures is None else DeviceMetrics(computing.figures)
+    watching: list[Observer | None] = [metrics, timelines, recorder, device]
+    observers = [observer for observer in watching if observer is not None]
+    engine = Engine(scheduler, computing.backend, observers, clock=time.monotonic)
     generator = Generator(
         engine,
         tokenizer,
@@ -114,7 +95,7 @@ def build(config: Config, *, stage: Stage, say: Say, record: Path | None = None)
         generator,
         model=ServedModel(name, checkpoint.name, generator.max_context, int(time.time())),
         options=config.server,
-        registry=registry_for(metrics),
+        registry=registry_for(*([metrics] if device is None else [metrics, device])),
         ready=lambda: engine.ready,
         keys=config.keys,
         timeline=timelines.get,
@@ -141,13 +122,6 @@ def recorder_for(config: Config, path: Path, capacity: Capacity) -> Recorder:
     )
 
 
-def usable_cores() -> int:
-    """Cores that this process may use; a container may have fewer than the machine."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def find_checkpoint(config: Config, stage: Stage) -> Checkpoint:
     """The files to serve, with those that the configuration pins checked."""
     options = config.model
@@ -157,6 +131,7 @@ def find_checkpoint(config: Config, stage: Stage) -> Checkpoint:
         revision=options.revision or None,
         sha256=options.sha256,
         progress=stage(f"finding {options.path or 'the built-in model'}"),
+        weights=FINDERS[options.weights],
     )
 
 
@@ -183,10 +158,11 @@ def default_sampling(defaults: GenerationDefaults) -> Sampling:
     )
 
 
-def registry_for(metrics: EngineMetrics) -> CollectorRegistry:
-    """What `/metrics` shows: the engine's figures and the process's."""
+def registry_for(*collectors: Collector) -> CollectorRegistry:
+    """What `/metrics` shows: the engine's figures, the device's and the process's."""
     registry = CollectorRegistry()
-    registry.register(metrics)
+    for collector in collectors:
+        registry.register(collector)
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
     return registry

@@ -17,6 +17,7 @@ from tokenspeed import __version__, config, serving
 from tokenspeed.build import Server, build
 from tokenspeed.config import Config
 from tokenspeed.console import configure_logging, stages
+from tokenspeed.environment import environment
 from tokenspeed.errors import TokenSpeedError
 from tokenspeed.generation.generator import Delta
 from tokenspeed.generation.request import GenerationRequest, SamplingFields, TextPrompt
@@ -46,9 +47,18 @@ def serve(
     record: Annotated[
         Path | None, typer.Option(help="Log arrivals and plans, no text, to a new file for bench simulate.")
     ] = None,
+    random_weights: Annotated[
+        bool, typer.Option("--random-weights", help="Same as --set model.weights=random; for benches.")
+    ] = False,
 ) -> None:
     """Serve a model on an OpenAI-compatible endpoint."""
-    settings = load_config(config_file, set_, {"model.path": model, "server.host": host, "server.port": port})
+    shorthands = {
+        "model.path": model,
+        "model.weights": "random" if random_weights else None,
+        "server.host": host,
+        "server.port": port,
+    }
+    settings = load_config(config_file, set_, shorthands)
     bound = serving.bind(settings.server)
     server = load_model(settings, record)
     name, taken = bound.getsockname()[:2]
@@ -86,6 +96,19 @@ def generate(
     )
     with asyncio.Runner(loop_factory=serving.new_loop) as runner:
         runner.run(stream_to_terminal(server, request))
+
+
+@app.command()
+def env(
+    model: Model = None,
+    config_file: ConfigFile = None,
+    set_: Set = None,
+) -> None:
+    """Tell what would compute here: the device, versions, and the kernels chosen for a model."""
+    settings = load_config(config_file, set_, {"model.path": model})
+    configure_logging(console, "warning")
+    for line in environment(settings):
+        sys.stdout.write(line + "\n")
 
 
 @app.command("check-config")

@@ -60,5 +60,9 @@ class EngineError(TokenSpeedError):
     """A step failed or the engine is stopping; the request it ended was not at fault."""
 
 
+class DeviceLostError(EngineError):
+    """The device can run no further step in this process, which should end and be started again."""
+
+
 class EngineStoppedError(EngineError):
     """The engine takes no more requests: the server is shutting down."""

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pytest
 import torch
 
+from gpu.table import REFERENCE
+from tokenspeed.backend.stepper import Stepper
 from tokenspeed.core.plan import Draw
 from tokenspeed.core.request import Sampling
 from tokenspeed.model.batch import Batch
+from tokenspeed.model.cuda.network import Bounds, Network
+from tokenspeed.model.cuda.products import ManyRows
+from tokenspeed.model.cuda.weights import empty, fill
 from tokenspeed.model.sampler import sample
 from tokenspeed.model.spec import ModelSpec, RopeSpec
 from tokenspeed.model.torch_decoder import TorchDecoder
@@ -116,3 +121,28 @@ class Tiny:
 @pytest.fixture
 def tiny() -> Tiny:
     return Tiny(weights_of(seed=5))
+
+
+def stepper_of(tiny: Tiny, bounds: Bounds) -> Stepper:
+    """On the CPU, with the plain operations, ready to serve."""
+    spec, weights = tiny.spec, empty(tiny.spec, torch.float32, torch.device("cpu"))
+    fill(weights, tiny.weights)
+    products = ManyRows(
+        REFERENCE,
+        tokens=bounds.tokens,
+        hidden=spec.hidden_size,
+        inner=spec.intermediate_size,
+        eps=spec.norm_eps,
+        like=weights.norm,
+    )
+    network = Network(spec, weights, REFERENCE, products, bounds, block_size=tiny.block_size)
+    network.allocate(tiny.blocks)
+    stepper = Stepper(network, REFERENCE)
+    stepper.warm_up()
+    return stepper
+
+
+@pytest.fixture
+def make_stepper(tiny: Tiny) -> Callable[[Bounds], Stepper]:
+    """Make a stepper for steps of some size."""
+    return lambda bounds: stepper_of(tiny, bounds)

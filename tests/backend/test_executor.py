@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from tokenspeed.backend.executor import SOURCE_FAILED, Executor
+from tokenspeed.backend.executor import Executor
+from tokenspeed.backend.results import SOURCE_FAILED
 from tokenspeed.core.plan import Draw, Row, RowResult, StepPlan
 from tokenspeed.core.request import Sampling
 from tokenspeed.model.batch import Batch

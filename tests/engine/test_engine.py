@@ -11,12 +11,18 @@ from hypothesis import strategies as st
 
 from tokenspeed.core.accounts import Account
 from tokenspeed.core.costs import Costs
-from tokenspeed.core.plan import Capacity, StepPlan
+from tokenspeed.core.plan import Capacity, StepPlan, StepResult
 from tokenspeed.core.policy import POLICIES, SchedulerOptions
 from tokenspeed.core.request import Event, Finished, FinishReason, Request, Sampling, TokenDelta
 from tokenspeed.core.scheduler import Scheduler
 from tokenspeed.engine.engine import Engine
-from tokenspeed.errors import ContextLengthError, EngineStoppedError, OverloadedError, RequestError
+from tokenspeed.errors import (
+    ContextLengthError,
+    DeviceLostError,
+    EngineStoppedError,
+    OverloadedError,
+    RequestError,
+)
 from tokenspeed.sim.backend import EVEN, SimBackend, continuation
 from tokenspeed.sim.clock import run
 
@@ -379,6 +385,27 @@ def test_a_defect_in_the_loop_ends_every_request_instead_of_hanging_it() -> None
         await server.engine.failed()
         events = [event async for batch in stream for event in batch]
         assert finishes(events)[0].error == "the engine failed"
+        assert not server.engine.ready
+
+    run(main())
+
+
+def test_a_device_that_is_lost_ends_every_request_and_the_loop() -> None:
+    async def main() -> None:
+        server = Server()
+
+        def lost(plan: StepPlan) -> asyncio.Future[StepResult]:
+            future: asyncio.Future[StepResult] = asyncio.get_running_loop().create_future()
+            future.set_exception(DeviceLostError("an illegal memory access was encountered"))
+            return future
+
+        server.backend.submit = lost  # type: ignore[method-assign]
+        server.engine.start()
+        streams = [server.engine.submit(request(name, [1])) for name in "ab"]
+        await server.engine.failed()
+        for stream in streams:
+            events = [event async for batch in stream for event in batch]
+            assert finishes(events)[0].error == "the engine failed"
         assert not server.engine.ready
 
     run(main())

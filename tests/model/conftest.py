@@ -23,8 +23,13 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from gpu.table import REFERENCE
 from tokenspeed.model.batch import Batch, Decoder
 from tokenspeed.model.cpu.decoder import CpuDecoder
+from tokenspeed.model.cuda.network import Bounds, Network, Shape, block_bytes
+from tokenspeed.model.cuda.products import ManyRows
+from tokenspeed.model.cuda.staging import StepTensors
+from tokenspeed.model.cuda.weights import empty, fill
 from tokenspeed.model.loading import Model
 from tokenspeed.model.torch_decoder import TorchDecoder
 
@@ -108,8 +113,52 @@ def llama(save: Save) -> Saved:
     return save("llama")
 
 
+class NetworkDecoder:
+    """The network for GPUs as a decoder, on the CPU with the plain operations, one step after the other."""
+
+    def __init__(self, model: Model) -> None:
+        spec = model.spec
+        weights = empty(spec, torch.float32, torch.device("cpu"))
+        fill(weights, model.weights)
+        bounds = Bounds(BLOCKS * BLOCK_SIZE, 4, BLOCKS * BLOCK_SIZE, BLOCKS * BLOCK_SIZE)
+        products = ManyRows(
+            REFERENCE,
+            tokens=bounds.tokens,
+            hidden=spec.hidden_size,
+            inner=spec.intermediate_size,
+            eps=spec.norm_eps,
+            like=weights.norm,
+        )
+        self.network = Network(spec, weights, REFERENCE, products, bounds, block_size=BLOCK_SIZE)
+        self.block_bytes = block_bytes(spec, BLOCK_SIZE, torch.float32)
+
+    def allocate(self, blocks: int) -> None:
+        self.network.allocate(blocks)
+
+    def warm_up(self) -> None:
+        """Nothing is compiled."""
+
+    @torch.inference_mode()
+    def forward(self, batch: Batch) -> torch.Tensor:
+        names = ("tokens", "positions", "slots", "row_starts", "contexts", "logit_rows")
+        sent = {name: torch.from_numpy(getattr(batch, name)) for name in names}
+        draws = dict.fromkeys(
+            ("draw_positions", "top_k", "temperature", "top_p", "min_p", "seeds"), torch.empty(0)
+        )
+        step = StepTensors(**sent, **draws, sources=torch.full_like(sent["tokens"], -1))
+        rows = len(batch.contexts)
+        self.network.set_tables(torch.from_numpy(batch.block_tables))
+        singles = rows if len(batch.tokens) == rows else 0
+        self.network.forward(step, Shape(rows, singles), torch.zeros(1, dtype=torch.int32))
+        return self.network.compute_logits(step.logit_rows, len(step.logit_rows)).clone()
+
+    def close(self) -> None:
+        """Nothing runs."""
+
+
 DECODERS: dict[str, Callable[[Model], Decoder]] = {
     "reference": lambda model: TorchDecoder(model.spec, model.weights, block_size=BLOCK_SIZE),
+    "network": NetworkDecoder,
     "numba": lambda model: CpuDecoder(
         model.spec, model.weights, dtype="float32", block_size=BLOCK_SIZE, threads=2
     ),

@@ -12,14 +12,13 @@ from typing import NamedTuple
 import torch
 
 from tokenspeed.backend.executor import Executor
+from tokenspeed.backend.results import STOPPED
 from tokenspeed.core.plan import Capacity, StepPlan, StepResult
 from tokenspeed.errors import ConfigError, EngineError, EngineStoppedError
 from tokenspeed.model.batch import Decoder
 from tokenspeed.model.spec import ModelSpec
 
 logger = logging.getLogger(__name__)
-
-STOPPED = "the server is shutting down; send the request again elsewhere or later"
 
 
 class _Job(NamedTuple):

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from itertools import zip_longest
 
 import torch
 from torch import Tensor
 
-from tokenspeed.core.plan import NOTHING, Draw, Row, RowResult, StepPlan, StepResult
+from tokenspeed.backend.results import SOURCE_FAILED, draws_of, result_of
+from tokenspeed.core.plan import Row, RowResult, StepPlan, StepResult
 from tokenspeed.core.request import TokenLogprob
 from tokenspeed.model.batch import Decoder
 from tokenspeed.model.batching import Batcher
-from tokenspeed.model.sampler import NOT_FINITE, Sampled, sample, score
-
-SOURCE_FAILED = "the step before it gave no token"
+from tokenspeed.model.sampler import sample, score
 
 
 class Executor:
@@ -59,13 +57,13 @@ class Executor:
     def _compute(self, rows: Sequence[Row]) -> list[RowResult]:
         layout = self._batcher.layout(rows)
         logits = self._decoder.forward(layout.batch)
-        draws = [draw for row in rows if row.draw is not None for draw in _draws(row, row.draw)]
+        draws = [draw for row in rows for draw in draws_of(row)]
         drawn = iter(sample(logits[: layout.drawn], draws))
         scored = iter(_scores(logits[layout.drawn :], rows))
         results = []
         for row in rows:
             verified = [] if row.draw is None else [next(drawn) for _ in range(1 + len(row.drafts))]
-            results.append(_result(row, verified, [next(scored) for _ in row.targets]))
+            results.append(result_of(row, verified, [next(scored) for _ in row.targets]))
         return results
 
 
@@ -77,20 +75,6 @@ def _followed(row: Row, token: int) -> Row:
     return row._replace(tokens=(token,), draw=draw)
 
 
-def _draws(row: Row, draw: Draw) -> list[Draw]:
-    """The draw after the row's last token and after each of its drafts."""
-    if not row.drafts:
-        return [draw]
-    penalised = draw.sampling.penalised
-    return [
-        draw._replace(
-            position=draw.position + ahead,
-            generated=draw.generated + row.drafts[:ahead] if penalised else draw.generated,
-        )
-        for ahead in range(1 + len(row.drafts))
-    ]
-
-
 def _scores(logits: Tensor, rows: Sequence[Row]) -> list[TokenLogprob | None]:
     """One for each target of all rows, in order."""
     scores: list[TokenLogprob | None] = []
@@ -99,25 +83,3 @@ def _scores(logits: Tensor, rows: Sequence[Row]) -> list[TokenLogprob | None]:
             first = len(scores)
             scores += score(logits[first : first + len(row.targets)], row.targets, row.score)
     return scores
-
-
-def _result(row: Row, verified: Sequence[Sampled], scored: Sequence[TokenLogprob | None]) -> RowResult:
-    """What the row gave: of the tokens sampled after it and its drafts, those up to the first surprise."""
-    if not verified and not scored:
-        return NOTHING
-    tokens: list[int] = []
-    logprobs: list[TokenLogprob] = []
-    for sampled, draft in zip_longest(verified, row.drafts):
-        if sampled.error is not None:
-            if not tokens:
-                return RowResult(error=sampled.error)
-            break  # the tokens before it stand; the next step meets the same fault
-        tokens.append(sampled.token)
-        if sampled.logprob is not None:
-            logprobs.append(sampled.logprob)
-        if sampled.token != draft:
-            break
-    known = tuple(each for each in scored if each is not None)
-    if len(known) < len(scored):
-        return RowResult(error=NOT_FINITE)
-    return RowResult(tuple(tokens), tuple(logprobs) or None, known)

@@ -27,3 +27,26 @@ def cpu_costs(spec: ModelSpec, *, weight_bytes: int, threads: int) -> Costs:
         attended=4 * spec.layers * queries / (ATTENTION_FLOPS_A_THREAD * threads),
         read=2 * spec.layers * keys * VALUE_BYTES / BYTES_A_SECOND,
     )
+
+
+# A GPU of the Hopper generation with HBM3, whole; the cost model corrects it as well.
+GPU_BYTES_A_SECOND = 3.5e12
+GPU_FLOPS = 550e12
+GPU_ATTENTION_FLOPS = 350e12
+GPU_STEP = 3e-4
+GPU_LAYER = 1e-5  # what its kernels take beyond reading weights
+
+
+def gpu_costs(spec: ModelSpec, *, weight_bytes: int, value_bytes: int) -> Costs:
+    """Coefficients in seconds for a model of that shape on one GPU; cached values have `value_bytes`."""
+    queries, keys = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
+    layer = spec.hidden_size * (2 * queries + 2 * keys + 3 * spec.intermediate_size)  # weights
+    token = 2 * spec.layers * layer / GPU_FLOPS
+    head = 2 * spec.vocab_size * spec.hidden_size / GPU_FLOPS
+    return Costs(
+        base=GPU_STEP + spec.layers * GPU_LAYER + weight_bytes / GPU_BYTES_A_SECOND,
+        row=token + head,
+        token=token,
+        attended=4 * spec.layers * queries / GPU_ATTENTION_FLOPS,
+        read=2 * spec.layers * keys * value_bytes / GPU_BYTES_A_SECOND,
+    )

@@ -74,10 +74,14 @@ NOTHING = RowResult()
 
 
 class StepResult(NamedTuple):
-    """One `RowResult` for each row of the plan. `seconds` is the time that the device took."""
+    """One `RowResult` for each row of the plan. `seconds` is the time that the device took.
+
+    For `idle` seconds it had nothing to do since the end of the step before, for whatever reason.
+    """
 
     rows: tuple[RowResult, ...]
     seconds: float
+    idle: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,18 +19,19 @@ from tokenspeed.core.request import Request
 from tokenspeed.core.scheduler import Happening, Scheduler
 from tokenspeed.engine.observer import Observer, Step
 from tokenspeed.engine.streams import Stream
-from tokenspeed.errors import EngineError, EngineStoppedError, RequestError
+from tokenspeed.errors import DeviceLostError, EngineError, EngineStoppedError, RequestError
 
 log = logging.getLogger(__name__)
 
 
 class Flight(NamedTuple):
-    """A step that the device has: since when, and the costs it was planned with."""
+    """A step that the device has: since when, the costs it was planned with, whether nothing ran before."""
 
     plan: StepPlan
     result: Awaitable[StepResult]
     since: float
     costs: Costs
+    rested: bool
 
 
 class Engine:
@@ -52,6 +53,7 @@ class Engine:
         self._streams: dict[str, Stream] = {}
         self._flight: deque[Flight] = deque()
         self._free_since = 0.0  # when the device had done its last step
+        self._rested = True  # there was nothing to do
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._accepting = False
@@ -156,6 +158,7 @@ class Engine:
             else:
                 self._wake.clear()
                 await self._wake.wait()
+                self._rested = True
 
     def _hand_over(self) -> None:
         """Fill the device's queue: one step, and one more where steps are short (`run_ahead`)."""
@@ -166,12 +169,16 @@ class Engine:
             plan = self.scheduler.plan(now)
             if plan is None:
                 return
-            self._flight.append(Flight(plan, self._backend.submit(plan), now, self.scheduler.costs.costs))
+            costs, rested = self.scheduler.costs.costs, self._rested
+            self._flight.append(Flight(plan, self._backend.submit(plan), now, costs, rested))
+            self._rested = False
 
     async def _take_in(self) -> list[Happening]:
         flight = self._flight[0]
         try:
             result = await flight.result
+        except DeviceLostError:
+            raise  # the loop ends, and with it every request and the process
         except EngineError as error:
             self._flight.popleft()
             return self._fail(flight, error)
@@ -192,7 +199,7 @@ class Engine:
         if self._observers:
             sequences = self.scheduler.sequences(plan)
             began = max(flight.since, self._free_since)
-            step = Step(plan, result, sequences, began, now, flight.costs)
+            step = Step(plan, result, sequences, began, now, flight.costs, flight.rested)
             for observer in self._observers:
                 observer.stepped(step)
         self._free_since = now

@@ -18,7 +18,8 @@ class Step(NamedTuple):
 
     `sequences` are those of the plan's rows, in their order. A row whose sequence has ended, or lost its
     blocks, while the step ran is there as well. `began` is when the device could begin, `ended` when the
-    result was taken in. `costs` are the coefficients that the plan was made with.
+    result was taken in. `costs` are the coefficients that the plan was made with. `rested`: the engine had
+    nothing to do before it planned the step.
     """
 
     plan: StepPlan
@@ -27,6 +28,7 @@ class Step(NamedTuple):
     began: float
     ended: float
     costs: Costs
+    rested: bool = False
 
 
 class Observer(Protocol):

@@ -36,6 +36,7 @@ HASH_CHUNK = 1 << 22  # bytes read at once
 
 Progress = Callable[[int, int], None]  # (bytes done, bytes in all)
 Fetch = Callable[[str, str | None], Path]  # (hub id, revision) -> folder
+FindWeights = Callable[[Path], tuple[Path, ...]]  # folder -> the files that hold its weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,35 @@ def fetch_from_hub(repository: str, revision: str | None) -> Path:
         raise ModelError(f"{at}: cannot be fetched from the hub: {_first_line(error)}") from error
 
 
+def weight_files(folder: Path) -> tuple[Path, ...]:
+    """The single file where there is one, else the files of the index, else every safetensors file.
+
+    Raises `ModelError` where there are none.
+    """
+    if (folder / "model.safetensors").is_file():
+        return (folder / "model.safetensors",)
+    if (folder / INDEX).is_file():
+        return _indexed_files(folder)
+    found = sorted(path for path in folder.glob("*.safetensors") if not path.name.startswith("consolidated"))
+    if found:
+        return tuple(found)
+    other = sorted(
+        path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.gguf") for path in folder.glob(pattern)
+    )
+    if other:
+        raise ModelError(
+            f"{folder}: has its weights as {other[0]}; convert them to safetensors, the only format read"
+        )
+    raise ModelError(
+        f"{folder}: has no *.safetensors files, so no weights; fetch them, or convert them to safetensors"
+    )
+
+
+def no_weights(folder: Path) -> tuple[Path, ...]:
+    """For a checkpoint that is served with random ones."""
+    return ()
+
+
 def resolve(
     model: str,
     *,
@@ -95,11 +125,13 @@ def resolve(
     sha256: Mapping[str, str] | None = None,
     progress: Progress | None = None,
     fetch: Fetch = fetch_from_hub,
+    weights: FindWeights = weight_files,
 ) -> Checkpoint:
     """Find the files of `model`, a folder or a hub id, and check those that `sha256` pins.
 
-    `sha256` maps file names to the digests they must have; `progress` hears of the bytes hashed. Raises
-    `ModelError` for whatever keeps the checkpoint from being served, naming the file.
+    `weights` finds those that hold tensors. `sha256` maps file names to the digests they must have;
+    `progress` hears of the bytes hashed. Raises `ModelError` for whatever keeps the checkpoint from being
+    served, naming the file.
     """
     folder = Path(model).expanduser()
     if folder.is_dir():
@@ -107,7 +139,7 @@ def resolve(
             raise ModelError(
                 f"{model}: is a folder, so no revision can pin it; pin its files with sha256 instead"
             )
-        checkpoint = from_folder(folder, name=model)
+        checkpoint = from_folder(folder, name=model, weights=weights)
     elif _looks_like_a_path(model):
         raise ModelError(
             f"{model}: no such folder; name a checkpoint's folder or a hub id such as Qwen/Qwen3-0.6B"
@@ -115,13 +147,15 @@ def resolve(
     else:
         fetched = fetch(model, revision)
         # The hub's cache names a snapshot's folder after its commit.
-        checkpoint = from_folder(fetched, name=model, revision=fetched.name)
+        checkpoint = from_folder(fetched, name=model, revision=fetched.name, weights=weights)
     check_pins(checkpoint.folder, sha256 or {}, progress)
     return checkpoint
 
 
-def from_folder(folder: Path, *, name: str, revision: str | None = None) -> Checkpoint:
-    """The checkpoint in `folder`. Raises `ModelError` where it has no configuration or no weights."""
+def from_folder(
+    folder: Path, *, name: str, revision: str | None = None, weights: FindWeights = weight_files
+) -> Checkpoint:
+    """The checkpoint in `folder`. Raises `ModelError` where it has no configuration, or as `weights` does."""
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder}: has no config.json; name the folder that holds the checkpoint's files")
 
@@ -132,7 +166,7 @@ def from_folder(folder: Path, *, name: str, revision: str | None = None) -> Chec
         name=name,
         folder=folder,
         config=folder / "config.json",
-        weights=_weight_files(folder),
+        weights=weights(folder),
         generation_config=optional("generation_config.json"),
         tokenizer=optional("tokenizer.json"),
         tokenizer_config=optional("tokenizer_config.json"),
@@ -172,27 +206,6 @@ def _digest(path: Path, done: int, total: int, progress: Progress | None) -> tup
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error
     return state.hexdigest(), done
-
-
-def _weight_files(folder: Path) -> tuple[Path, ...]:
-    """The single file where there is one, else the files of the index, else every safetensors file."""
-    if (folder / "model.safetensors").is_file():
-        return (folder / "model.safetensors",)
-    if (folder / INDEX).is_file():
-        return _indexed_files(folder)
-    found = sorted(path for path in folder.glob("*.safetensors") if not path.name.startswith("consolidated"))
-    if found:
-        return tuple(found)
-    other = sorted(
-        path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.gguf") for path in folder.glob(pattern)
-    )
-    if other:
-        raise ModelError(
-            f"{folder}: has its weights as {other[0]}; convert them to safetensors, the only format read"
-        )
-    raise ModelError(
-        f"{folder}: has no *.safetensors files, so no weights; fetch them, or convert them to safetensors"
-    )
 
 
 def _indexed_files(folder: Path) -> tuple[Path, ...]:

@@ -45,22 +45,37 @@ def choose_decoder(
     `dtype` is what weights and KV are held in: auto is bfloat16 where the checkpoint is stored so, else
     float32; the reference stays in float32 unless told. Raises `ModelError` for a pin that cannot be had.
     """
+    name, held, _ = _choice(spec, pin, dtype, block_size)
+    told = describe_choice(spec, pin, dtype, block_size, threads)
+    if name == "reference":
+        kind = torch.bfloat16 if held == "bfloat16" else torch.float32
+        return Chosen(TorchDecoder(spec, weights, block_size=block_size, dtype=kind), name, told)
+    decoder = CpuDecoder(spec, weights, dtype=held, block_size=block_size, threads=threads, progress=progress)
+    return Chosen(decoder, name, told)
+
+
+def describe_choice(spec: ModelSpec, pin: str, dtype: str, block_size: int, threads: int) -> str:
+    """What `choose_decoder` would choose and why, in one line. Raises what it would."""
+    name, held, why = _choice(spec, pin, dtype, block_size)
+    if name == "reference":
+        return f"decoder: reference (torch), {held} ({why})"
+    return f"decoder: numba, {held}, {_counted(threads)} ({why})"
+
+
+def _choice(spec: ModelSpec, pin: str, dtype: str, block_size: int) -> tuple[str, Dtype, str]:
+    """The decoder's name, what it holds weights in, and why it is that one."""
     if pin not in DECODERS:
         raise ModelError(f"[kernels] decoder: no {pin!r}; there are {', '.join(DECODERS)}")
     if dtype not in DTYPES:
-        raise ModelError(f"[model] dtype: no {dtype!r}; there are {', '.join(DTYPES)}")
+        raise ModelError(f"[model] dtype: no {dtype!r} on the CPU; there are {', '.join(DTYPES)}")
     obstacle = _numba_obstacle(block_size)
     if pin == "numba" and obstacle:
         raise ModelError(f"[kernels] decoder = 'numba' cannot be had: {obstacle}; use 'auto' or 'reference'")
     if pin == "reference" or obstacle:
-        held = torch.bfloat16 if dtype == "bfloat16" else torch.float32
-        decoder: Decoder = TorchDecoder(spec, weights, block_size=block_size, dtype=held)
-        why = "pinned" if pin == "reference" else obstacle
-        return Chosen(decoder, "reference", f"decoder: reference (torch), {str(held)[6:]} ({why})")
-    kind = _numba_dtype(spec, dtype)
-    decoder = CpuDecoder(spec, weights, dtype=kind, block_size=block_size, threads=threads, progress=progress)
+        held: Dtype = "bfloat16" if dtype == "bfloat16" else "float32"
+        return "reference", held, "pinned" if pin == "reference" else obstacle
     why = "pinned" if pin == "numba" else "the fastest for this CPU"
-    return Chosen(decoder, "numba", f"decoder: numba, {kind}, {_counted(threads)} ({why})")
+    return "numba", _numba_dtype(spec, dtype), why
 
 
 def _numba_obstacle(block_size: int) -> str:

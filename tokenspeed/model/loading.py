@@ -45,21 +45,68 @@ class Model:
 def load(
     checkpoint: Checkpoint, *, max_context: int | None = None, progress: Progress | None = None
 ) -> Model:
-    """Read a checkpoint; its tensors stay in the dtype and the memory-mapped pages they are stored in.
+    """`mapped`, and every page read once; `progress` hears of the bytes read."""
+    model = mapped(checkpoint, max_context=max_context)
+    read_pages(model.weights, progress)
+    return model
 
-    `max_context` is the longest sequence to serve in tokens, None for the checkpoint's own. `progress` hears
-    of the bytes read. Raises `ModelError` for a family, a value, a file or a tensor that cannot be served.
+
+def mapped(checkpoint: Checkpoint, *, max_context: int | None = None) -> Model:
+    """A checkpoint whose tensors stay in the dtype and the memory-mapped pages they are stored in.
+
+    `max_context` is the longest sequence to serve in tokens, None for the checkpoint's own. Raises
+    `ModelError` for a family, a value, a file or a tensor that cannot be served.
     """
+    outline = described(checkpoint, max_context=max_context)
+    weights = read_weights(checkpoint.weights, outline.family)
+    stored = str(weights.embedding.dtype).removeprefix("torch.")
+    return Model(dataclasses.replace(outline.family.spec, dtype=stored), weights, outline.defaults)
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """What the small files of a checkpoint say."""
+
+    family: Family
+    defaults: GenerationDefaults
+
+
+def described(checkpoint: Checkpoint, *, max_context: int | None = None) -> Outline:
+    """A checkpoint without its weights. Raises `ModelError`."""
     config = read_json(checkpoint.config)
     family = describe(config, max_context)
     generation = read_json(checkpoint.generation_config) if checkpoint.generation_config else None
-    defaults = generation_defaults(config, generation, family.spec.vocab_size)
-    weights = read_weights(checkpoint.weights, family, progress)
-    stored = str(weights.embedding.dtype).removeprefix("torch.")
-    return Model(dataclasses.replace(family.spec, dtype=stored), weights, defaults)
+    return Outline(family, generation_defaults(config, generation, family.spec.vocab_size))
 
 
-def read_weights(files: Iterable[Path], family: Family, progress: Progress | None = None) -> Weights:
+def random_weights(spec: ModelSpec, seed: int = 0) -> Weights:
+    """Weights of that shape with random numbers, in the dtype that the configuration states.
+
+    Products keep the size of what they are given, so that logits are of order one.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    dtype = getattr(torch, spec.dtype)
+
+    def drawn(role: str, shape: Shape) -> Tensor:
+        if role.endswith("norm"):
+            return torch.ones(shape, dtype=dtype)
+        spread: float = shape[-1] ** -0.5
+        return (spread * torch.randn(shape, generator=generator)).to(dtype)
+
+    roles = _layer_shapes(spec)
+    embedding = drawn("embedding", (spec.vocab_size, spec.hidden_size))
+    return Weights(
+        embedding=embedding,
+        layers=tuple(
+            LayerWeights(**{role: drawn(role, shape) for role, shape in roles.items()})
+            for _ in range(spec.layers)
+        ),
+        norm=drawn("norm", (spec.hidden_size,)),
+        head=embedding if spec.tied_embeddings else drawn("head", embedding.shape),
+    )
+
+
+def read_weights(files: Iterable[Path], family: Family) -> Weights:
     """The tensors of `family` in `files`; one `ModelError` lists all that are missing, unexpected, wrong."""
     with ExitStack() as stack:
         opened = [(path, stack.enter_context(_open(path))) for path in files]
@@ -71,7 +118,7 @@ def read_weights(files: Iterable[Path], family: Family, progress: Progress | Non
                 places[name] = file
         expected = expected_shapes(family)
         _check(expected, places, family, opened[0][0].parent if opened else Path())
-        return _assemble(_read(expected, places, progress), family)
+        return _assemble({name: places[name].get_tensor(name) for name in expected}, family)
 
 
 def expected_shapes(family: Family) -> dict[str, Shape]:
@@ -148,21 +195,16 @@ def _listed(kind: str, items: list[str]) -> str:
     return f"{len(items)} {kind} ({', '.join(items[:LISTED])}{more})"
 
 
-def _read(
-    expected: Mapping[str, Shape], places: Mapping[str, Any], progress: Progress | None
-) -> dict[str, Tensor]:
-    """The tensors, each a view of its file's mapping whose pages have been read once."""
-    tensors = {name: places[name].get_tensor(name) for name in expected}
-    total = sum(tensor.nbytes for tensor in tensors.values())
+def read_pages(weights: Weights, progress: Progress | None = None) -> None:
+    """Read one byte of every page, so that reading from the disk happens here, seen by `progress`, and not
+    in the first steps."""
+    total = weights.nbytes
     done = 0
-    for tensor in tensors.values():
-        # One byte of every page, so that reading from the disk happens here, seen by `progress`, and not
-        # in the first steps.
+    for tensor in weights.tensors():
         tensor.view(-1).view(torch.uint8)[::PAGE].sum()
         done += tensor.nbytes
         if progress:
             progress(done, total)
-    return tensors
 
 
 def _assemble(tensors: Mapping[str, Tensor], family: Family) -> Weights:

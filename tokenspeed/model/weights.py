@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 from torch import Tensor
@@ -40,12 +41,16 @@ class Weights:
     norm: Tensor  # [hidden]
     head: Tensor  # [vocab, hidden]
 
+    def tensors(self) -> Iterator[Tensor]:
+        """Every tensor there is, a tied head once."""
+        yield self.embedding
+        yield self.norm
+        if self.head is not self.embedding:
+            yield self.head
+        for layer in self.layers:
+            yield from (t for t in (getattr(layer, field.name) for field in fields(layer)) if t is not None)
+
     @property
     def nbytes(self) -> int:
-        """Bytes as stored; a tied head counts once."""
-        tensors = [self.embedding, self.norm]
-        if self.head is not self.embedding:
-            tensors.append(self.head)
-        for layer in self.layers:
-            tensors += [t for t in (getattr(layer, field.name) for field in fields(layer)) if t is not None]
-        return sum(tensor.nbytes for tensor in tensors)
+        """Bytes as stored."""
+        return sum(tensor.nbytes for tensor in self.tensors())

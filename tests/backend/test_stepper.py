@@ -1,0 +1,188 @@
+"""Steps that are enqueued give what the plain executor gives; on the CPU, with the plain operations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tokenspeed.backend.results import SOURCE_FAILED
+from tokenspeed.backend.stepper import IN_FLIGHT, Stepper
+from tokenspeed.core.plan import Draw, Row, RowResult, StepPlan
+from tokenspeed.core.request import Sampling
+from tokenspeed.model.cuda.network import Bounds
+from tokenspeed.model.sampler import NOT_FINITE, NOTHING_ALLOWED
+
+GREEDY = Sampling(temperature=0.0)
+# What is drawn alike on every device: filters leave sets that are walked in another order.
+SAMPLINGS = [
+    GREEDY,
+    Sampling(seed=4),
+    Sampling(temperature=0.7, seed=2**63 + 5),
+    Sampling(temperature=0.0, frequency_penalty=3.0, repetition_penalty=1.2),
+    Sampling(temperature=0.0, presence_penalty=9.0, logit_bias=((3, 4.0), (4, -2.0))),
+]
+PROMPTS = [(1, 2, 3, 4, 5, 6, 7), (9,), tuple(range(20, 43)), (50, 51, 50), (8, 8, 8, 8)]
+REPETITIVE = (9,)  # is continued by one token over and over
+NEW = 12
+BLOCKS_EACH = 12
+MakeStepper = Callable[[Bounds], Stepper]
+
+
+def blocks_of(sequence: int) -> tuple[int, ...]:
+    """Scattered blocks of the pool, apart from those of other sequences."""
+    return tuple((sequence * BLOCKS_EACH + block) * 37 % 64 for block in range(BLOCKS_EACH))
+
+
+@pytest.fixture
+def stepper(make_stepper: MakeStepper) -> Stepper:
+    return make_stepper(Bounds(64, 8, 8, 48))
+
+
+def run(stepper: Stepper, *rows: Row) -> tuple[RowResult, ...]:
+    return stepper.end(stepper.begin(StepPlan(0, rows))).rows
+
+
+def test_sequences_in_chunks_beside_each_other_are_continued_as_alone(tiny: Any, stepper: Stepper) -> None:
+    known = [list(prompt) for prompt in PROMPTS]
+    computed = [0] * len(known)
+    while any(len(tokens) < len(prompt) + NEW for tokens, prompt in zip(known, PROMPTS, strict=True)):
+        rows = []
+        for number, (tokens, prompt) in enumerate(zip(known, PROMPTS, strict=True)):
+            chunk = tuple(tokens[computed[number] : computed[number] + 5])
+            ends = computed[number] + len(chunk) == len(tokens)
+            draw = tiny.draw(SAMPLINGS[number], prompt, tokens) if ends else None
+            rows.append(Row(number, computed[number], chunk, blocks_of(number), draw))
+            computed[number] += len(chunk)
+        for number, result in enumerate(run(stepper, *rows)):
+            assert result.error is None
+            assert len(result.tokens) == (rows[number].draw is not None)
+            known[number] += result.tokens
+    for tokens, prompt, sampling in zip(known, PROMPTS, SAMPLINGS, strict=True):
+        assert tuple(tokens[len(prompt) :][:NEW]) == tiny.continued(prompt, sampling, NEW)
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS[:3], ids=range(3))
+def test_a_step_begun_before_the_one_ahead_has_ended_takes_its_tokens_on_the_device(
+    tiny: Any, stepper: Stepper, sampling: Sampling
+) -> None:
+    prompt, other = REPETITIVE, (9, 8)
+    last = stepper.begin(StepPlan(1, (Row(0, 0, prompt, blocks_of(0), tiny.draw(sampling, prompt, prompt)),)))
+    found: list[int] = []
+    for ahead in range(1, 8):
+        # A row before it, and one behind it that has more tokens, change its place in the step.
+        beside = Row(1, 0, other[:ahead], blocks_of(1), None)
+        draw = Draw(sampling, sampling.seed, len(prompt) + ahead)
+        source = 0 if ahead == 1 else 1
+        row = Row(0, len(prompt) + ahead - 1, (0,), blocks_of(0), draw, source=source)
+        behind = Row(2, 0, (5, 6, 7), blocks_of(2), Draw(GREEDY, 0, 3))
+        begun = stepper.begin(StepPlan(ahead + 1, (beside, row, behind)))
+        found += stepper.end(last).rows[source].tokens if ahead > 1 else stepper.end(last).rows[0].tokens
+        last = begun
+    found += stepper.end(last).rows[1].tokens
+    assert tuple(found) == tiny.continued(prompt, sampling, 8)
+
+
+@pytest.mark.parametrize("wrong", [None, 0, 1, 2])
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=range(len(SAMPLINGS)))
+def test_drafts_are_accepted_up_to_the_first_that_would_not_have_been_sampled(
+    tiny: Any, stepper: Stepper, sampling: Sampling, wrong: int | None
+) -> None:
+    prompt = REPETITIVE
+    expected = tiny.continued(prompt, sampling, 5)
+    run(stepper, Row(0, 0, prompt, blocks_of(0), None))
+    drafts = list(expected[1:4])
+    if wrong is not None:
+        drafts[wrong] = (drafts[wrong] + 1) % tiny.vocab
+    known = [*prompt, expected[0]]
+    row = Row(0, 1, (expected[0],), blocks_of(0), tiny.draw(sampling, prompt, known), tuple(drafts))
+    beside = Row(1, 0, (4,), blocks_of(1), tiny.draw(GREEDY, (4,), (4,)))
+    result, other = run(stepper, row, beside)
+    assert result.tokens == expected[1 : 5 if wrong is None else wrong + 2]
+    assert other.tokens == tiny.continued((4,), GREEDY, 1)
+
+
+def test_more_draws_than_there_is_room_for_logits_are_made_in_parts(
+    tiny: Any, make_stepper: MakeStepper
+) -> None:
+    stepper = make_stepper(Bounds(64, 8, 3, 48))
+    rows = [
+        Row(n, 0, prompt, blocks_of(n), tiny.draw(GREEDY, prompt, prompt), score=2, targets=prompt[1:])
+        for n, prompt in enumerate(PROMPTS)
+    ]
+    results = run(stepper, *rows)
+    for prompt, result in zip(PROMPTS, results, strict=True):
+        assert result.tokens == tiny.continued(prompt, GREEDY, 1)
+        assert len(result.scored) == len(prompt) - 1
+
+
+def test_log_probabilities_are_the_models_own_whatever_is_changed_before_the_draw(
+    tiny: Any, stepper: Stepper
+) -> None:
+    prompt = (1, 2, 3, 4)
+    sampling = Sampling(temperature=0.0, logprobs=3, logit_bias=((17, 90.0),))
+    plain = Sampling(temperature=0.0, logprobs=1)
+    rows = [
+        Row(0, 0, prompt, blocks_of(0), tiny.draw(sampling, prompt, prompt), targets=prompt[1:], score=2),
+        Row(1, 0, prompt, blocks_of(1), tiny.draw(plain, prompt, prompt)),
+    ]
+    biased, other = run(stepper, *rows)
+    expected = tiny.logits(prompt).log_softmax(-1)
+    assert biased.tokens == (17,)
+    assert biased.logprobs is not None
+    assert other.logprobs is not None
+    assert biased.logprobs[0].logprob == pytest.approx(float(expected[-1, 17]), abs=1e-4)
+    best = expected[-1].topk(3)
+    assert [token for token, _ in biased.logprobs[0].top] == best.indices.tolist()
+    assert other.logprobs[0].top[0][0] == other.tokens[0] == int(best.indices[0])
+    assert len(other.logprobs[0].top) == 1
+    for place, (target, scored) in enumerate(zip(prompt[1:], biased.scored, strict=True)):
+        assert scored.token == target
+        assert scored.logprob == pytest.approx(float(expected[place, target]), abs=1e-4)
+        assert [token for token, _ in scored.top] == expected[place].topk(2).indices.tolist()
+
+
+def test_a_row_without_finite_logits_ends_alone_and_so_does_what_follows_it(
+    tiny: Any, stepper: Stepper
+) -> None:
+    other = Row(0, 0, (1, 2), blocks_of(0), tiny.draw(GREEDY, (1, 2), (1, 2)))
+    stepper._network._weights.embedding[7] = float("nan")
+    spoilt = Row(1, 0, (7, 7), blocks_of(1), tiny.draw(GREEDY, (7, 7), (7, 7)))
+    first = stepper.begin(StepPlan(1, (spoilt, other)))
+    rows = tuple(
+        Row(n, 2, (0,), blocks_of(n), Draw(GREEDY, 0, 3), source=source) for n, source in ((1, 0), (0, 1))
+    )
+    second = stepper.begin(StepPlan(2, rows))
+    assert stepper.end(first).rows[0] == RowResult(error=NOT_FINITE)
+    after = stepper.end(second).rows
+    assert after[0] == RowResult(error=SOURCE_FAILED)
+    assert after[1].tokens == tiny.continued((1, 2), GREEDY, 2)[1:]
+
+
+def test_what_a_row_names_that_there_is_not_is_its_own_error(tiny: Any, stepper: Stepper) -> None:
+    fine = Row(0, 0, (1, 2), blocks_of(0), tiny.draw(GREEDY, (1, 2), (1, 2)))
+    beyond = Row(1, 0, (3, tiny.vocab), blocks_of(1), tiny.draw(GREEDY, (3,), (3,)))
+    biased = Row(2, 0, (3,), blocks_of(2), Draw(Sampling(logit_bias=((tiny.vocab, 1.0),)), 0, 1))
+    orphan = Row(3, 0, (0,), blocks_of(3), Draw(GREEDY, 0, 1), source=5)
+    banned = Row(4, 0, (3,), blocks_of(4), Draw(GREEDY, 0, 1, banned=tuple(range(tiny.vocab))))
+    results = run(stepper, beyond, biased, fine, orphan, banned)
+    told = f"a token is beyond the vocabulary of {tiny.vocab}"
+    assert [result.error for result in results] == [told, told, None, SOURCE_FAILED, NOTHING_ALLOWED]
+    assert results[2].tokens == tiny.continued((1, 2), GREEDY, 1)
+
+
+def test_no_more_steps_are_begun_than_there_are_buffers_for(tiny: Any, stepper: Stepper) -> None:
+    plan = StepPlan(0, (Row(0, 0, (1,), blocks_of(0), None),))
+    begun = [stepper.begin(plan) for _ in range(IN_FLIGHT)]
+    with pytest.raises(RuntimeError, match="in flight"):
+        stepper.begin(plan)
+    assert stepper.end(begun[0]).rows == (RowResult(),)
+    stepper.begin(plan)
+
+
+def test_a_step_that_cannot_be_begun_leaves_the_next_ones_to_run(tiny: Any, stepper: Stepper) -> None:
+    with pytest.raises(ValueError, match="blocks"):
+        stepper.begin(StepPlan(0, (Row(0, 0, (1, 2, 3, 4, 5), (3,), None),)))
+    row = Row(0, 0, (1, 2), blocks_of(0), tiny.draw(GREEDY, (1, 2), (1, 2)))
+    assert run(stepper, row)[0].tokens == tiny.continued((1, 2), GREEDY, 1)

@@ -1,0 +1,135 @@
+"""A whole server on a GPU: the built-in model says what it says on the CPU, whatever runs beside it."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from tokenspeed import builtin, config
+from tokenspeed.build import Server, build
+from tokenspeed.core.request import Finished, FinishReason, Request, Sampling, TokenDelta
+from tokenspeed.text.tokenizer import Tokenizer
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+PROMPTS, NEW = 100, 64
+NEAR = 0.1  # nats between the two best tokens: nearer than bfloat16 tells apart
+
+
+def built(*overrides: str) -> Server:
+    return build(
+        config.load(None, overrides), stage=lambda name: lambda done, total: None, say=lambda line: None
+    )
+
+
+def prompts() -> list[tuple[int, ...]]:
+    """Beginnings of Python code, of many lengths."""
+    names = ["add", "parse", "read_file", "count", "merge", "sort_by", "to_json", "find", "split", "load"]
+    texts = [
+        f"def {name}_{kind}({', '.join('abcdef'[: 1 + n % 4])}):\n    " + "x = 1\n    " * (n % 7)
+        for n, (name, kind) in enumerate((name, kind) for name in names for kind in range(PROMPTS // 10))
+    ]
+    tokenizer = Tokenizer.load(builtin.MODEL)
+    return [tuple(tokenizer.encode(text, add_special=True, param="prompt")) for text in texts]
+
+
+async def ids_of(server: Server, wanted: Sequence[Request]) -> list[list[int]]:
+    async def one(request: Request) -> list[int]:
+        found: list[int] = []
+        async for events in server.engine.submit(request):
+            for event in events:
+                if isinstance(event, TokenDelta):
+                    found += event.tokens
+                elif isinstance(event, Finished):
+                    assert event.reason in (FinishReason.LENGTH, FinishReason.STOP), event
+        return found
+
+    return await asyncio.gather(*map(one, wanted))
+
+
+async def served(server: Server, wanted: Sequence[Request]) -> list[list[int]]:
+    server.engine.start()
+    try:
+        return await ids_of(server, wanted)
+    finally:
+        await server.engine.stop()
+
+
+def greedy(prompts: Sequence[tuple[int, ...]], **sampling: object) -> list[Request]:
+    return [
+        Request(f"r{n}", prompt, NEW, Sampling(temperature=0.0, **sampling))  # type: ignore[arg-type]
+        for n, prompt in enumerate(prompts)
+    ]
+
+
+async def test_greedy_ids_are_those_of_the_cpu_in_float32_but_for_near_ties() -> None:
+    cpu = built("device.name=cpu", "model.dtype=float32", "cache.memory_mib=512")
+    asked = prompts()
+    # The two best tokens of each step tell how near a tie it was.
+    expected = await served(cpu, greedy(asked))
+    found = await served(built("device.name=cuda", "cache.memory_mib=512"), greedy(asked))
+    equal = sum(a == b for a, b in zip(expected, found, strict=True))
+    assert equal >= 0.95 * PROMPTS, f"{equal} of {PROMPTS} are equal"
+    judge = built("device.name=cpu", "model.dtype=float32", "cache.memory_mib=512")
+    for prompt, ours, theirs in zip(asked, found, expected, strict=True):
+        if ours != theirs:
+            at = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b)
+            assert await gap(judge, (*prompt, *theirs[:at])) < NEAR
+    await judge.engine.stop()
+
+
+async def gap(server: Server, prompt: tuple[int, ...]) -> float:
+    """Between the log-probabilities of the two best tokens after a prompt."""
+    if not server.engine.ready:
+        server.engine.start()
+    request = Request(str(random.random()), prompt, 1, Sampling(temperature=0.0, logprobs=2))
+    async for events in server.engine.submit(request):
+        for event in events:
+            if isinstance(event, TokenDelta) and event.logprobs:
+                best, second = event.logprobs[0].top
+                return best[1] - second[1]
+    raise AssertionError("no token came")
+
+
+@pytest.mark.parametrize("few", ["cupy", "torch"])
+async def test_every_kind_of_request_is_served_side_by_side(few: str) -> None:
+    server = built("device.name=cuda", "cache.memory_mib=64", f"kernels.products={few}")
+    asked = prompts()[:24]
+    kinds = [
+        Sampling(temperature=0.0),
+        Sampling(seed=3),
+        Sampling(temperature=0.7, top_k=20, top_p=0.9, seed=5),
+        Sampling(temperature=0.9, min_p=0.05, seed=6),
+        Sampling(temperature=0.0, presence_penalty=0.5, frequency_penalty=0.5, repetition_penalty=1.1),
+        Sampling(temperature=0.0, logprobs=5, logit_bias=((20, 2.0),)),
+    ]
+    wanted = [
+        Request(f"r{n}", prompt, NEW, kinds[n % len(kinds)], prompt_logprobs=3 if n % 5 == 0 else None)
+        for n, prompt in enumerate(asked)
+    ]
+    server.engine.start()
+    together = await ids_of(server, wanted)
+    assert all(together)
+    server.engine.scheduler.check()
+    await server.engine.stop()
+
+
+async def test_an_invalid_step_ends_its_requests_alone() -> None:
+    server = built("device.name=cuda", "cache.memory_mib=64")
+    beyond = Request("beyond", (1, 10**6), 4, Sampling(temperature=0.0))
+    fine = Request("fine", (20, 21, 22), 4, Sampling(temperature=0.0))
+    server.engine.start()
+    stream = server.engine.submit(beyond)
+    [ids] = await ids_of(server, [fine])
+    assert len(ids) == 4
+    events = [event async for batch in stream for event in batch]
+    assert isinstance(events[-1], Finished)
+    assert events[-1].reason is FinishReason.ERROR
+    await server.engine.stop()

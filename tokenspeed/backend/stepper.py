@@ -1,0 +1,341 @@
+"""Steps on a device that works on its own: `begin` enqueues one and returns, `end` reads what it gave.
+
+Between the two the host never waits, so the next step can be planned and enqueued while one runs; what a step
+samples stays on the device for the rows that follow it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gpu.table import Ops
+from tokenspeed.backend.graphs import Graphs
+from tokenspeed.backend.marks import Mark, mark_on
+from tokenspeed.backend.results import SOURCE_FAILED, draws_of, result_of
+from tokenspeed.core.plan import Draw, Row, RowResult, StepPlan, StepResult
+from tokenspeed.core.request import Sampling, TokenLogprob
+from tokenspeed.model.batching import Batcher
+from tokenspeed.model.cuda.drawing import (
+    RANKED_AT_ONCE,
+    Ranked,
+    Raw,
+    adjust,
+    adjustments_of,
+    fill_draws,
+    sampled_of,
+    to_device,
+    to_host,
+)
+from tokenspeed.model.cuda.network import Bounds, Network, Shape
+from tokenspeed.model.cuda.staging import Size, Staged, Staging, StepTensors, words_needed
+from tokenspeed.model.sampler import Sampled
+
+WARMED = (16, 256, 2048)  # tokens of prompts
+IN_FLIGHT = 2  # steps at most: the one that runs and the one behind it
+
+
+class _Order(NamedTuple):
+    """The rows as the device has them: those of one token first."""
+
+    rows: list[Row]
+    places: list[int]  # in the plan, of each of `rows`
+    singles: int
+
+
+@dataclass(slots=True)
+class Begun:
+    """A step that the device has, and what will be read of it."""
+
+    plan: StepPlan
+    order: _Order
+    draws: list[Draw | None]  # one a logit
+    drawn: Tensor  # int32 [2, logits] on the host: tokens, statuses
+    started: Mark
+    ended: Mark
+    before: Mark | None  # the end of the step before
+    faults: dict[int, str] = field(default_factory=dict)  # by place in the plan
+    ranked: dict[int, tuple[Ranked, int]] = field(default_factory=dict)  # by logit; its row there
+    scored: list[tuple[Ranked, int]] = field(default_factory=list)  # for each target, in order
+
+
+class Stepper:
+    """Runs plans in the order in which they are begun, at most `IN_FLIGHT` at once.
+
+    All of it is for one thread, but for `Begun.ended.wait()`.
+    """
+
+    def __init__(self, network: Network, ops: Ops, *, graph_bytes: int = 0) -> None:
+        """`graph_bytes` of the device's memory for captured graphs; 0: none are captured."""
+        bounds = network.bounds
+        self._network, self._ops = network, ops
+        self._vocab = network.spec.vocab_size
+        self._batcher = Batcher(network.block_size)
+        largest = Size(bounds.tokens, bounds.rows, bounds.tokens)
+        self._staging = Staging(
+            network.device, words_needed(largest, network.table_width), buffers=IN_FLIGHT + 1
+        )
+        # What the last step drew, as far as its logits go, then their statuses.
+        self._drawn = torch.zeros(2 * bounds.tokens, dtype=torch.int32, device=network.device)
+        self._marks = [(mark_on(network.device), mark_on(network.device)) for _ in range(IN_FLIGHT + 2)]
+        self._turn = 0
+        self._last_end: Mark | None = None
+        self._in_flight = 0
+        self._logit_of: dict[int, int] = {}  # row of the last plan begun -> the logit it draws from
+        self._failed: frozenset[int] = frozenset()  # rows of the last plan ended that gave an error
+        self.graphs: Graphs | None = None
+        if graph_bytes:
+            device = network.device
+            self.graphs = Graphs(
+                bounds.rows, self._work, network.warm, device=device, budget_bytes=graph_bytes
+            )
+
+    @torch.inference_mode()
+    def begin(self, plan: StepPlan) -> Begun:
+        """Enqueue a step; its rows are not empty. Raises `ValueError` for one that cannot be computed."""
+        if self._in_flight >= IN_FLIGHT:
+            raise RuntimeError(f"{self._in_flight} steps are in flight already; end one first")
+        started, ended = self._marks[self._turn]
+        self._turn = (self._turn + 1) % len(self._marks)
+        started.set()
+        sources, self._logit_of = self._logit_of, {}
+        faults: dict[int, str] = {}
+        order = _ordered([self._ready(place, row, sources, faults) for place, row in enumerate(plan.rows)])
+        begun = Begun(plan, order, [], self._drawn, started, ended, self._last_end, faults)
+        self._enqueue(begun, sources)
+        ended.set()
+        self._last_end = ended
+        self._in_flight += 1
+        return begun
+
+    def end(self, begun: Begun) -> StepResult:
+        """What the step gave, after `begun.ended.wait()`."""
+        self._in_flight -= 1
+        tokens, statuses = begun.drawn.tolist()
+        results = [RowResult()] * len(begun.plan.rows)
+        logit, target = 0, 0
+        for row, place in zip(begun.order.rows, begun.order.places, strict=True):
+            count = _logit_count(row, begun)
+            verified = []
+            if row.draw is not None:
+                verified = [
+                    _sampled(begun, at, tokens[at], statuses[at]) for at in range(logit, logit + count)
+                ]
+            logit += count
+            scores = _scores(begun, target, len(row.targets), row.score)
+            target += len(row.targets)
+            results[place] = result_of(row, verified, scores)
+            if row.source in self._failed:
+                begun.faults[place] = SOURCE_FAILED
+        for place, fault in begun.faults.items():
+            results[place] = RowResult(error=fault)
+        self._failed = frozenset(place for place, result in enumerate(results) if result.error is not None)
+        return StepResult(tuple(results), begun.ended.since(begun.started), self._idle(begun))
+
+    @torch.inference_mode()
+    def warm_up(self) -> None:
+        """Run a step that decodes and some that prefill, so that libraries choose and load what they need.
+
+        Before anybody has a block: it writes to the first ones.
+        """
+        sampling, size = Sampling(temperature=0.0), self._network.block_size
+        bounds = self._network.bounds
+        most = min(bounds.tokens, bounds.context, self._network.spare_block * size)
+        for count in sorted({1, *(min(tokens, most) for tokens in WARMED)}):
+            row = Row(0, 0, (0,) * count, tuple(range(-(-count // size))), Draw(sampling, 0, count))
+            begun = self.begin(StepPlan(0, (row,)))
+            begun.ended.wait()
+            self.end(begun)
+        self._last_end = None
+
+    def check(self) -> None:
+        """Wait for all that was enqueued. Raises `RuntimeError` where the device cannot work any more."""
+        if self._network.device.type == "cuda":
+            torch.cuda.synchronize(self._network.device)
+
+    def _idle(self, begun: Begun) -> float:
+        return 0.0 if begun.before is None else max(0.0, begun.started.since(begun.before))
+
+    def _ready(self, place: int, row: Row, sources: dict[int, int], faults: dict[int, str]) -> Row:
+        """The row, or one that computes token 0 for nothing where it names what there is not."""
+        if row.source >= 0:
+            if row.source not in sources:
+                faults[place] = SOURCE_FAILED
+                return row._replace(source=-1)
+            return row
+        named = row.tokens + row.targets + row.drafts
+        if row.draw is not None and row.draw.sampling.logit_bias:
+            named += tuple(token for token, _ in row.draw.sampling.logit_bias)
+        if not 0 <= min(named) <= max(named) < self._vocab:
+            faults[place] = f"a token is beyond the vocabulary of {self._vocab}"
+            return row._replace(tokens=(0,) * len(row.tokens), draw=None, drafts=(), targets=())
+        return row
+
+    def _work(self, rows: int) -> None:
+        """What is captured: a step of so many rows of one token, up to its logits."""
+        step = self._staging.tensors(Size(rows, rows, rows))
+        self._network.forward(step, Shape(rows, rows), self._drawn)
+        self._network.compute_logits(None, rows)
+
+    def _enqueue(self, begun: Begun, sources: dict[int, int]) -> None:
+        rows, singles = begun.order.rows, begun.order.singles
+        if singles == len(rows) and not any(row.targets for row in rows):
+            self._decode(begun, sources)
+        else:
+            self._mixed(begun, sources)
+        logits = len(begun.draws)
+        logit = 0
+        for row, place in zip(rows, begun.order.places, strict=True):
+            count = _logit_count(row, begun)
+            if row.draw is not None and count == 1:
+                self._logit_of[place] = logit
+            logit += count
+        begun.drawn = to_host(self._drawn[: 2 * logits].view(2, logits))
+
+    def _decode(self, begun: Begun, sources: dict[int, int]) -> None:
+        """One token a row, by a captured graph where there is one: logits after every row."""
+        rows = begun.order.rows
+        graph = None if self.graphs is None else self.graphs.find(len(rows))
+        count = len(rows) if graph is None else graph.rows
+        begun.draws = [row.draw for row in rows]
+        step, _ = self._send(begun, Size(count, count, count), sources)
+        if graph is None:
+            self._work(count)
+        else:
+            graph.replay()
+        self._draw(begun, 0, self._network.logits[: len(rows)], step)
+
+    def _mixed(self, begun: Begun, sources: dict[int, int]) -> None:
+        """Rows of any number of tokens: logits where they are wanted, in parts that there is memory for."""
+        rows, network = begun.order.rows, self._network
+        begun.draws = [draw for row in rows for draw in draws_of(row)]
+        tokens = sum(len(row.tokens) + len(row.drafts) for row in rows)
+        step, wanted = self._send(begun, Size(tokens, len(rows), len(begun.draws)), sources)
+        network.forward(step, Shape(len(rows), begun.order.singles), self._drawn)
+        most = network.bounds.logits
+        for first in range(0, len(begun.draws), most):
+            part = step.logit_rows[first : first + most]
+            self._draw(begun, first, network.compute_logits(part, len(part)), step)
+        targets = [target for row in rows for target in row.targets]
+        alternatives = max((row.score for row in rows), default=0)
+        most = min(most, RANKED_AT_ONCE)
+        for first in range(0, len(targets), most):
+            part = wanted[first : first + most]
+            count = len(part)
+            raw = Raw(network.compute_logits(part, count), range(count), alternatives)
+            ranked = raw.ranked(_int32(targets[first : first + count], network.device))
+            begun.scored += [(ranked, row) for row in range(count)]
+
+    def _send(self, begun: Begun, size: Size, sources: dict[int, int]) -> tuple[StepTensors, Tensor]:
+        """Pack the step and send it; its arrays on the device, and the tokens whose targets are scored."""
+        rows, network = begun.order.rows, self._network
+        layout = self._batcher.layout(rows)
+        batch, count = layout.batch, len(layout.batch.tokens)
+        staged = self._staging.begin(size, batch.block_tables.shape[1])
+        arrays = staged.arrays
+        arrays["tokens"][:count] = batch.tokens
+        arrays["sources"][:] = -1
+        arrays["sources"][: begun.order.singles] = [
+            -1 if row.source < 0 else sources[row.source] for row in rows[: begun.order.singles]
+        ]
+        arrays["positions"][:count] = batch.positions
+        arrays["slots"][:count] = batch.slots
+        arrays["row_starts"][: len(rows) + 1] = batch.row_starts
+        arrays["contexts"][: len(rows)] = batch.contexts
+        if size.logits == layout.drawn:  # else they come after every row
+            arrays["logit_rows"][:] = batch.logit_rows[: layout.drawn]
+        staged.tables[: len(rows)] = batch.block_tables
+        if len(rows) < size.rows:
+            self._pad(staged, len(rows))
+        fill_draws(arrays, begun.draws)
+        network.set_tables(self._staging.send(staged))
+        scored = batch.logit_rows[layout.drawn :]
+        return self._staging.tensors(size), to_device(scored, network.device) if len(scored) else self._drawn
+
+    def _pad(self, staged: Staged, rows: int) -> None:
+        """Rows beyond `rows` have one token each, in the spare block."""
+        spare, arrays = self._network.spare_block, staged.arrays
+        arrays["tokens"][rows:] = 0
+        arrays["positions"][rows:] = 0
+        arrays["slots"][rows:] = spare * self._network.block_size
+        arrays["row_starts"][rows:] = range(rows, staged.size.rows + 1)
+        arrays["contexts"][rows:] = 1
+        staged.tables[rows:] = spare
+
+    def _draw(self, begun: Begun, first: int, logits: Tensor, step: StepTensors) -> None:
+        """Enqueue the draws from `logits`, those of the step from `first` on."""
+        count, total = len(logits), len(begun.draws)
+        draws = begun.draws[first : first + count]
+        raws = _raws(logits, draws)
+        if (given := adjustments_of(draws)) is not None:
+            adjust(self._ops, logits, given)
+        some = slice(first, first + count)
+        tokens = self._drawn[first : first + count]
+        self._ops.sample(
+            logits,
+            step.temperature[some],
+            step.top_k[some],
+            step.top_p[some],
+            step.min_p[some],
+            step.seeds[some],
+            step.draw_positions[some],
+            tokens,
+            self._drawn[total + first : total + first + count],
+        )
+        for raw, numbers in raws:
+            ranked = raw.ranked(tokens)
+            begun.ranked |= {first + number: (ranked, row) for row, number in enumerate(numbers)}
+
+
+def staging_bytes(bounds: Bounds, block_size: int) -> int:
+    """What a stepper takes of the device's memory."""
+    largest = Size(bounds.tokens, bounds.rows, bounds.tokens)
+    return 4 * (words_needed(largest, -(-bounds.context // block_size)) + 2 * bounds.tokens)
+
+
+def _ordered(rows: list[Row]) -> _Order:
+    """Rows of one token first; else as they are."""
+    singles = [place for place, row in enumerate(rows) if len(row.tokens) == 1 and not row.drafts]
+    if len(singles) == len(rows):
+        return _Order(rows, singles, len(rows))
+    others = [place for place, row in enumerate(rows) if len(row.tokens) > 1 or row.drafts]
+    places = singles + others
+    return _Order([rows[place] for place in places], places, len(singles))
+
+
+def _logit_count(row: Row, begun: Begun) -> int:
+    """How many of the step's logits are the row's."""
+    if len(begun.draws) == len(begun.order.rows) and begun.order.singles == len(begun.order.rows):
+        return 1  # a step that decodes has logits after every row
+    return 0 if row.draw is None else 1 + len(row.drafts)
+
+
+def _sampled(begun: Begun, logit: int, token: int, status: int) -> Sampled:
+    draw = begun.draws[logit]
+    logprob: TokenLogprob | None = None
+    if logit in begun.ranked and draw is not None:
+        ranked, row = begun.ranked[logit]
+        logprob = ranked.read(row, draw.sampling.logprobs or 0)
+    return sampled_of(token, status, logprob)
+
+
+def _scores(begun: Begun, first: int, count: int, alternatives: int) -> list[TokenLogprob | None]:
+    return [ranked.read(row, alternatives) for ranked, row in begun.scored[first : first + count]]
+
+
+def _raws(logits: Tensor, draws: Sequence[Draw | None]) -> list[tuple[Raw, list[int]]]:
+    """The logits whose log-probabilities are asked for, kept in parts, with their numbers."""
+    asked = [
+        number for number, draw in enumerate(draws) if draw is not None and draw.sampling.logprobs is not None
+    ]
+    parts = [asked[first : first + RANKED_AT_ONCE] for first in range(0, len(asked), RANKED_AT_ONCE)]
+    most = max((draw.sampling.logprobs or 0 for draw in draws if draw is not None), default=0)
+    return [(Raw(logits, part, most), part) for part in parts]
+
+
+def _int32(values: Sequence[int], device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=torch.int32, device=device)

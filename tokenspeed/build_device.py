@@ -1,0 +1,221 @@
+"""Puts together what computes: a backend on the CPU or on a GPU, around the weights of a checkpoint."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import MISSING, dataclass, fields
+from typing import Any
+
+import torch
+
+from tokenspeed.backend.cpu import CpuBackend, plan_memory
+from tokenspeed.backend.cuda import CudaBackend
+from tokenspeed.backend.prior import cpu_costs, gpu_costs
+from tokenspeed.backend.stepper import Stepper, staging_bytes
+from tokenspeed.config import Config
+from tokenspeed.core.costs import Costs
+from tokenspeed.core.plan import Backend, Capacity
+from tokenspeed.engine.device_metrics import DeviceFigures
+from tokenspeed.errors import ConfigError, ModelError
+from tokenspeed.model.checkpoint import Checkpoint
+from tokenspeed.model.cuda.device import find_device
+from tokenspeed.model.cuda.kernels import Chosen, Context, choose
+from tokenspeed.model.cuda.ledger import Ledger, capacity_of, plan_ledger
+from tokenspeed.model.cuda.light import read_rate
+from tokenspeed.model.cuda.network import Bounds, Network, block_bytes, workspace_bytes
+from tokenspeed.model.cuda.weights import PlacedWeights, empty, fill, matrix_bytes, randomise, weight_bytes
+from tokenspeed.model.generation_config import GenerationDefaults
+from tokenspeed.model.kernels import choose_decoder
+from tokenspeed.model.loading import Model, described, load, mapped, random_weights
+from tokenspeed.model.spec import ModelSpec
+
+Progress = Callable[[int, int], None]  # (bytes done, bytes in all)
+Stage = Callable[[str], Progress]  # the name of what begins -> where its progress goes
+Say = Callable[[str], None]
+
+CPU_MEMORY_MIB = 1024  # of KV memory, where nothing is said
+LEAST_LOGITS = 64
+# Settings that only one kind of device reads.
+CPU_ONLY = (("kernels", "decoder"), ("device", "threads"))
+GPU_ONLY = (
+    ("device", "memory_fraction"),
+    ("device", "graphs_mib"),
+    *(
+        ("kernels", name)
+        for name in (
+            *("paged_attention", "prefill_attention", "products", "rms_norm", "rope_write_kv"),
+            *("silu_mul", "embed", "sample", "adjust_logits"),
+        )
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Computing:
+    """What computes, ready to serve. `figures` say what its steps could take at best, where that is known."""
+
+    backend: Backend
+    capacity: Capacity
+    spec: ModelSpec
+    defaults: GenerationDefaults
+    prior: Costs
+    figures: DeviceFigures | None
+
+
+def build_computing(
+    config: Config, checkpoint: Checkpoint, name: str, *, stage: Stage, say: Say
+) -> Computing:
+    """Load the checkpoint onto the device that `config` names. Raises `ConfigError` or `ModelError`."""
+    found = find_device(config.device.name)
+    say(found.told)
+    if found.device.type == "cpu":
+        _refuse(config, GPU_ONLY, "the CPU")
+        return _on_cpu(config, checkpoint, name, stage=stage, say=say)
+    _refuse(config, CPU_ONLY, "a GPU")
+    torch.cuda.set_device(found.device)
+    return _on_gpu(config, checkpoint, name, found.device, stage=stage, say=say)
+
+
+def usable_cores() -> int:
+    """Cores that this process may use; a container may have fewer than the machine."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _on_cpu(config: Config, checkpoint: Checkpoint, name: str, *, stage: Stage, say: Say) -> Computing:
+    model = _model_of(config, checkpoint, stage(f"reading {name}"))
+    threads = config.device.threads or usable_cores()
+    spec, block_size = model.spec, config.cache.block_size
+    packing, total = stage("packing weights"), model.weights.nbytes
+    prior = cpu_costs(spec, weight_bytes=total, threads=threads)
+    chosen = choose_decoder(
+        spec,
+        model.weights,
+        pin=config.kernels.decoder,
+        dtype=config.model.dtype,
+        block_size=block_size,
+        threads=threads,
+        progress=lambda done: packing(done, total),
+    )
+    say(chosen.description)
+    mib = config.cache.memory_mib or CPU_MEMORY_MIB
+    capacity = plan_memory(spec, chosen.decoder.block_bytes, mib * 2**20, block_size)
+    say(
+        f"KV cache: {capacity.blocks} blocks of {capacity.block_size} tokens in "
+        f"{mib} MiB, sequences up to {capacity.max_context} tokens"
+    )
+    stage("compiling kernels (cached for the next start)")
+    defaults = model.defaults
+    del model  # the packed weights are what is served; the mapped pages may go
+    backend = CpuBackend(chosen.decoder, capacity, vocab_size=spec.vocab_size, threads=threads)
+    return Computing(backend, capacity, spec, defaults, prior, None)
+
+
+def _model_of(config: Config, checkpoint: Checkpoint, progress: Progress) -> Model:
+    context = config.model.max_context or None
+    if config.model.weights == "random":
+        outline = described(checkpoint, max_context=context)
+        spec = outline.family.spec
+        return Model(spec, random_weights(spec), outline.defaults)
+    return load(checkpoint, max_context=context, progress=progress)
+
+
+def _on_gpu(
+    config: Config, checkpoint: Checkpoint, name: str, device: torch.device, *, stage: Stage, say: Say
+) -> Computing:
+    context = config.model.max_context or None
+    model: Model | None = None
+    if config.model.weights == "random":
+        outline = described(checkpoint, max_context=context)
+        spec, defaults = outline.family.spec, outline.defaults
+    else:
+        model = mapped(checkpoint, max_context=context)
+        spec, defaults = model.spec, model.defaults
+    dtype, block_size = gpu_dtype(config.model.dtype, spec), config.cache.block_size
+    bounds = bounds_of(config, spec)
+    ledger = _ledger(config, spec, dtype, bounds, device)
+    say(ledger.told())
+    # Compiling and sending use different parts of the machine.
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        choosing = pool.submit(choose, Context(spec, dtype, bounds, block_size), device, config.kernels)
+        weights = empty(spec, dtype, device)
+        _write(weights, model, stage(f"sending {name} to the GPU"))
+        stage("compiling kernels (cached for the next start)")
+        chosen = choosing.result()
+    say(chosen.told)
+    capacity = capacity_of(ledger, spec.max_context)
+    bounds = Bounds(bounds.tokens, bounds.rows, bounds.logits, capacity.max_context)
+    network = Network(spec, weights, chosen.ops, chosen.products, bounds, block_size=block_size)
+    network.allocate(capacity.blocks)
+    figures = _figures(spec, dtype, network)
+    say(f"memory reads at {figures.bytes_a_second / 1e12:.2f} TB/s; one stream is bound by {figures.told()}")
+    backend = CudaBackend(_stepper(config, network, chosen), capacity)
+    prior = gpu_costs(spec, weight_bytes=matrix_bytes(spec, dtype), value_bytes=dtype.itemsize)
+    return Computing(backend, capacity, spec, defaults, prior, figures)
+
+
+def _stepper(config: Config, network: Network, chosen: Chosen) -> Stepper:
+    """Ready to serve: every kind of step has run once."""
+    graphs = config.device.graphs_mib * 2**20 if chosen.capturable else 0
+    stepper = Stepper(network, chosen.ops, graph_bytes=graphs)
+    stepper.warm_up()
+    return stepper
+
+
+def _write(weights: PlacedWeights, model: Model | None, progress: Progress) -> None:
+    if model is None:
+        randomise(weights)
+        return
+    total = model.weights.nbytes
+    fill(weights, model.weights, lambda done: progress(done, total))
+
+
+def bounds_of(config: Config, spec: ModelSpec) -> Bounds:
+    """The largest step that the scheduler may plan."""
+    rows = config.scheduler.max_running
+    return Bounds(max(config.scheduler.step_tokens, rows), rows, max(rows, LEAST_LOGITS), spec.max_context)
+
+
+def _ledger(
+    config: Config, spec: ModelSpec, dtype: torch.dtype, bounds: Bounds, device: torch.device
+) -> Ledger:
+    free, total = torch.cuda.mem_get_info(device)
+    block_size = config.cache.block_size
+    return plan_ledger(
+        total=total,
+        free=free,
+        fraction=config.device.memory_fraction,
+        weights=weight_bytes(spec, dtype),
+        workspace=workspace_bytes(spec, bounds, block_size, dtype) + staging_bytes(bounds, block_size),
+        graphs=config.device.graphs_mib * 2**20,
+        block=block_bytes(spec, block_size, dtype),
+        block_size=block_size,
+        wanted=config.cache.memory_mib * 2**20,
+    )
+
+
+def _figures(spec: ModelSpec, dtype: torch.dtype, network: Network) -> DeviceFigures:
+    key = block_bytes(spec, 1, dtype)
+    return DeviceFigures(read_rate(network.device), matrix_bytes(spec, dtype), key)
+
+
+def gpu_dtype(asked: str, spec: ModelSpec) -> torch.dtype:
+    """auto is the checkpoint's own where tensor cores have it, else bfloat16."""
+    if asked == "auto":
+        return torch.float16 if spec.dtype == "float16" else torch.bfloat16
+    if asked == "float32":
+        raise ModelError("[model] dtype = 'float32' is not served on a GPU; use 'bfloat16' or 'float16'")
+    dtype: torch.dtype = getattr(torch, asked)
+    return dtype
+
+
+def _refuse(config: Config, settings: Iterable[tuple[str, str]], device: str) -> None:
+    """A setting that nothing reads on this device is a mistake."""
+    for table, key in settings:
+        options: Any = getattr(config, table)
+        default = next(field.default for field in fields(options) if field.name == key)
+        if default is not MISSING and getattr(options, key) != default:
+            raise ConfigError(f"[{table}] {key} has no effect on {device}, which serves; leave it out")

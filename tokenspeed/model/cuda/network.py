@@ -1,0 +1,252 @@
+"""The whole decoder on one device: static memory, and a forward that only enqueues."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gpu.table import Ops
+from tokenspeed.errors import ModelError
+from tokenspeed.model.cuda.products import Products, add_product, multiply
+from tokenspeed.model.cuda.staging import StepTensors
+from tokenspeed.model.cuda.weights import PlacedLayer, PlacedWeights
+from tokenspeed.model.spec import ModelSpec
+
+ATTENDED_AT_ONCE = 1024  # rows of one call of decode attention
+
+
+class Shape(NamedTuple):
+    """Of a step: how many rows it has, and how many of these, the first ones, have one token each."""
+
+    rows: int
+    singles: int
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """The largest step that there is memory for."""
+
+    tokens: int
+    rows: int
+    logits: int
+    context: int  # tokens of the longest sequence
+
+
+class _Activations(NamedTuple):
+    """Views of the workspace for so many tokens."""
+
+    hidden: Tensor  # [tokens, hidden]
+    qkv: Tensor  # [tokens, (heads + 2 * kv_heads) * head_dim]
+    query: Tensor  # [tokens, heads, head_dim], of qkv; key and value likewise
+    key: Tensor
+    value: Tensor
+    attended: Tensor  # [tokens, heads, head_dim]
+    flat: Tensor  # attended as [tokens, heads * head_dim]
+    gated: Tensor  # [tokens, intermediate]
+    cos: Tensor  # float32 [tokens, pairs]
+    sin: Tensor
+
+
+class Network:
+    """Composes operations into the network of `spec`, over memory that it takes once.
+
+    Nothing is allocated, waited for or read back in `forward`, so it can be captured in a CUDA graph for a
+    step of one size; it then serves any step of that size. A block of KV memory beyond those that were
+    asked for takes what padding rows write.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        weights: PlacedWeights,
+        ops: Ops,
+        products: Products,
+        bounds: Bounds,
+        *,
+        block_size: int,
+    ) -> None:
+        self.spec = spec
+        self.bounds = bounds
+        self.block_size = block_size
+        self._weights, self._ops, self._products = weights, ops, products
+        self.dtype, self.device = weights.embedding.dtype, weights.embedding.device
+        self._norms = tuple(layer.head_norms(spec.norm_eps) for layer in weights.layers)
+        self._inverse_frequencies = torch.tensor(
+            spec.rope.inverse_frequencies, dtype=torch.float32, device=self.device
+        )
+        self._hidden = self._made(bounds.tokens, spec.hidden_size)
+        self._qkv = self._made(bounds.tokens, (spec.heads + 2 * spec.kv_heads) * spec.head_dim)
+        self._attended = self._made(bounds.tokens, spec.heads * spec.head_dim)
+        self._gated = self._made(bounds.tokens, spec.intermediate_size)
+        angles = (bounds.tokens, spec.rope.rotary_dim // 2)
+        self._cos = torch.empty(angles, dtype=torch.float32, device=self.device)
+        self._sin = torch.empty(angles, dtype=torch.float32, device=self.device)
+        self._last = self._made(bounds.logits, spec.hidden_size)
+        self.logits = torch.empty(bounds.logits, spec.vocab_size, dtype=torch.float32, device=self.device)
+        blocks = -(-bounds.context // block_size)
+        self._tables = torch.zeros(bounds.rows, blocks, dtype=torch.int32, device=self.device)
+        self._pool = torch.empty(0, dtype=self.dtype, device=self.device)
+        self._activations = lru_cache(maxsize=64)(self._views)
+
+    @property
+    def spare_block(self) -> int:
+        """Where padding rows write, and what padding tables name."""
+        return self._pool.shape[2] - 1
+
+    @property
+    def table_width(self) -> int:
+        return self._tables.shape[1]
+
+    def allocate(self, blocks: int) -> None:
+        """Make the KV memory of `blocks` blocks and the spare one. `ModelError` where it does not fit."""
+        spec = self.spec
+        shape = (spec.layers, 2, blocks + 1, self.block_size, spec.kv_heads, spec.head_dim)
+        try:
+            # Zeros: what a padding row reads is finite.
+            self._pool = torch.zeros(shape, dtype=self.dtype, device=self.device)
+        except RuntimeError as error:  # torch.OutOfMemoryError is one
+            gib = (blocks + 1) * block_bytes(spec, self.block_size, self.dtype) / 2**30
+            raise ModelError(
+                f"{gib:.1f} GiB of KV memory cannot be allocated; lower [cache] memory_mib"
+            ) from error
+
+    def set_tables(self, tables: Tensor) -> None:
+        """Take the block tables of a step, int32 [rows, width], into the network's own."""
+        rows, width = tables.shape
+        self._tables[:rows, :width].copy_(tables)
+
+    def forward(self, step: StepTensors, shape: Shape, sampled: Tensor) -> None:
+        """Write the step's keys and values to their slots, and `hidden` of all its tokens.
+
+        `sampled` int32 is what the step before drew, which `step.sources` refer to.
+        """
+        spec, ops, products, weights = self.spec, self._ops, self._products, self._weights
+        tokens = len(step.tokens)
+        views = self._activations(tokens)
+        ops.embed(
+            step.tokens,
+            step.sources,
+            sampled,
+            step.positions,
+            weights.embedding,
+            self._inverse_frequencies,
+            spec.rope.attention_scaling,
+            views.hidden,
+            views.cos,
+            views.sin,
+        )
+        for number, layer in enumerate(weights.layers):
+            products.norm_linear(views.hidden, layer.input_norm, layer.qkv, layer.qkv_bias, views.qkv)
+            self._attend(number, views, step, shape)
+            products.add_linear(views.flat, layer.output, layer.output_bias, views.hidden)
+            self._feed_forward(layer, views)
+
+    def compute_logits(self, rows: Tensor | None, count: int) -> Tensor:
+        """float32 [count, vocab] after the tokens `rows` of the last forward, or after the first `count`."""
+        weights, spec = self._weights, self.spec
+        hidden = self._hidden[:count]
+        if rows is not None:
+            hidden = self._last[:count]
+            torch.index_select(self._hidden, 0, rows, out=hidden)
+        logits = self.logits[:count]
+        self._products.norm_linear(hidden, weights.norm, weights.head, None, logits)
+        assert logits.shape[1] == spec.vocab_size
+        return logits
+
+    def warm(self, rows: int) -> None:
+        """Multiply rows of zeros by every kind of matrix, so that the library chooses and loads its kernels;
+        on torch's current stream, over memory of its own."""
+        spec, layer = self.spec, self._weights.layers[0]
+        queries = spec.heads * spec.head_dim
+        hidden = torch.zeros(rows, spec.hidden_size, dtype=self.dtype, device=self.device)
+        for matrix, out in ((layer.qkv, None), (layer.gate_up, None), (self._weights.head, torch.float32)):
+            made = torch.empty(rows, len(matrix), dtype=out or self.dtype, device=self.device)
+            multiply(hidden, matrix, None, made)
+        for matrix, inputs in ((layer.output, queries), (layer.down, spec.intermediate_size)):
+            add_product(hidden.new_zeros(rows, inputs), matrix, None, hidden)
+
+    def _attend(self, number: int, views: _Activations, step: StepTensors, shape: Shape) -> None:
+        spec, ops = self.spec, self._ops
+        keys, values = self._pool[number]  # each [blocks, block_size, kv_heads, head_dim]
+        ops.rope_write_kv(
+            views.query,
+            views.key,
+            views.value,
+            views.cos,
+            views.sin,
+            step.slots,
+            keys,
+            values,
+            self._norms[number],
+        )
+        rest = (spec.attention_scale, spec.windows[number])
+        for first in range(0, shape.singles, ATTENDED_AT_ONCE):
+            last = min(first + ATTENDED_AT_ONCE, shape.singles)
+            ops.paged_attention(
+                views.query[:last],
+                keys,
+                values,
+                self._tables[first:last],
+                step.row_starts[first : last + 1],
+                step.contexts[first:last],
+                *rest,
+                views.attended[:last],
+            )
+        if shape.rows > shape.singles:
+            some = slice(shape.singles, shape.rows)
+            ops.prefill_attention(
+                views.query,
+                keys,
+                values,
+                self._tables[some],
+                step.row_starts[shape.singles :],
+                step.contexts[some],
+                *rest,
+                views.attended,
+            )
+
+    def _feed_forward(self, layer: PlacedLayer, views: _Activations) -> None:
+        products = self._products
+        products.norm_gated(views.hidden, layer.mlp_norm, layer.gate_up, layer.gate_up_bias, views.gated)
+        products.add_linear(views.gated, layer.down, layer.down_bias, views.hidden)
+
+    def _views(self, tokens: int) -> _Activations:
+        spec = self.spec
+        qkv = self._qkv[:tokens]
+        heads = qkv.view(tokens, spec.heads + 2 * spec.kv_heads, spec.head_dim)
+        flat = self._attended[:tokens]
+        return _Activations(
+            self._hidden[:tokens],
+            qkv,
+            heads[:, : spec.heads],
+            heads[:, spec.heads : spec.heads + spec.kv_heads],
+            heads[:, spec.heads + spec.kv_heads :],
+            flat.view(tokens, spec.heads, spec.head_dim),
+            flat,
+            self._gated[:tokens],
+            self._cos[:tokens],
+            self._sin[:tokens],
+        )
+
+    def _made(self, *shape: int) -> Tensor:
+        return torch.empty(shape, dtype=self.dtype, device=self.device)
+
+
+def block_bytes(spec: ModelSpec, block_size: int, dtype: torch.dtype) -> int:
+    """Bytes of KV memory that one block takes over all layers."""
+    return 2 * spec.layers * spec.kv_heads * spec.head_dim * block_size * dtype.itemsize
+
+
+def workspace_bytes(spec: ModelSpec, bounds: Bounds, block_size: int, dtype: torch.dtype) -> int:
+    """What a network takes beside weights and KV memory; `Products` included."""
+    heads = (2 * spec.heads + 2 * spec.kv_heads) * spec.head_dim
+    # Twice the hidden size: a copy of it, normalised. Three times the inner: gates, ups, both gated.
+    token = (2 * spec.hidden_size + heads + 3 * spec.intermediate_size) * dtype.itemsize
+    token += 4 * spec.rope.rotary_dim
+    logit = spec.hidden_size * dtype.itemsize + 4 * spec.vocab_size
+    tables = 4 * bounds.rows * -(-bounds.context // block_size)
+    return bounds.tokens * token + bounds.logits * logit + tables
