@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator
 
 import uvicorn
@@ -24,6 +26,8 @@ else:
 
 log = logging.getLogger(__name__)
 
+SWITCH_SECONDS = 1e-4
+COLLECTED_AT = (50_000, 20, 50)  # allocations, then generations
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -33,6 +37,19 @@ class _Uvicorn(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+
+def settle_interpreter() -> None:
+    """What a long-lived process with one busy loop wants of Python.
+
+    A thread that wakes gets the interpreter within a tenth of a millisecond, not five: with 256 streams the
+    one that waits for the device was measured to wait up to 15 ms otherwise. What was built to serve is never
+    garbage, so the collector need not look at it, nor as often: it took an eighth of the time of a token.
+    """
+    sys.setswitchinterval(SWITCH_SECONDS)
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*COLLECTED_AT)
 
 
 def bind(options: ServerOptions) -> socket.socket:
@@ -59,6 +76,7 @@ async def serve(
     The first SIGTERM or SIGINT drains: requests that run may finish within `drain_seconds`, new ones get a
     503. A second one ends the rest at once.
     """
+    settle_interpreter()
     loop = asyncio.get_running_loop()
     signals: asyncio.Queue[int] = asyncio.Queue()
     for number in SIGNALS:

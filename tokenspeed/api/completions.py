@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import orjson
@@ -83,16 +83,18 @@ def _prompts(given: str | list[str | int | list[int]]) -> tuple[Prompt, ...]:
     """One text, one list of ids, or a list of either."""
     if isinstance(given, str):
         return (TextPrompt(given),)
-    texts = [TextPrompt(item) for item in given if isinstance(item, str)]
-    lists = [TokenPrompt(tuple(item)) for item in given if isinstance(item, list)]
-    ids = tuple(item for item in given if isinstance(item, int))
-    if len(given) not in (len(texts), len(lists), len(ids)):
+    kinds = set(map(type, given))  # a list of ids may be long
+    if len(kinds) > 1:
         raise RequestError(
             "prompt mixes kinds; it is a text, a list of texts, a list of token ids, or a list of such lists",
             param="prompt",
             code="invalid_type",
         )
-    return (TokenPrompt(ids),) if ids else (*texts, *lists)
+    if kinds == {int}:
+        return (TokenPrompt(tuple(cast("list[int]", given))),)
+    if kinds == {str}:
+        return tuple(map(TextPrompt, cast("list[str]", given)))
+    return tuple(TokenPrompt(tuple(item)) for item in cast("list[list[int]]", given))
 
 
 def _with_suffix(prompts: tuple[Prompt, ...], asked: CompletionRequest) -> tuple[Prompt, ...]:

@@ -90,23 +90,30 @@ class Graphs:
     def _capture_all(self) -> None:
         try:
             with torch.inference_mode(), torch.cuda.device(self._device):
-                stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-                with torch.cuda.stream(stream):
-                    for rows in self._sizes:
-                        if self._closing.is_set() or not self._captured(rows, stream):
-                            return
+                # A stream of its own to warm up on: libraries keep a workspace for each stream, and that
+                # of the stream that captures is used by graphs, which run meanwhile.
+                warming, capturing = torch.cuda.Stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+                for rows in self._sizes:
+                    if self._closing.is_set() or self._used_up(rows):
+                        return
+                    with torch.cuda.stream(warming):
+                        self._warm(rows)
+                        warming.synchronize()
+                    with torch.cuda.stream(capturing):
+                        self._capture(rows)
         except Exception:
             logger.warning("a decode step could not be captured; it runs kernel by kernel", exc_info=True)
         logger.debug("captured %d graphs in %d MiB", len(self), self.bytes_taken >> 20)
 
-    def _captured(self, rows: int, stream: torch.cuda.Stream) -> bool:
-        """Capture one; False where the budget is used up."""
-        if self.bytes_taken >= self._budget:
-            logger.info("no memory for graphs beyond %d rows; raise [device] graphs_mib", rows - 1)
+    def _used_up(self, rows: int) -> bool:
+        if self.bytes_taken < self._budget:
             return False
+        logger.info("no memory for graphs of %d rows and more; raise [device] graphs_mib", rows)
+        return True
+
+    def _capture(self, rows: int) -> None:
+        """Capture one, on the current stream."""
         before, _ = torch.cuda.mem_get_info(self._device)
-        self._warm(rows)
-        stream.synchronize()
         graph = torch.cuda.CUDAGraph()
         # Other threads go on launching and allocating while this one captures.
         graph.capture_begin(pool=self._pool, capture_error_mode="relaxed")
@@ -118,4 +125,3 @@ class Graphs:
         self._graphs[rows] = Graph(rows, graph)
         after, _ = torch.cuda.mem_get_info(self._device)
         self.bytes_taken += max(0, before - after)
-        return True

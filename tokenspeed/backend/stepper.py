@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -17,7 +18,7 @@ from gpu.table import Ops
 from tokenspeed.backend.graphs import Graphs
 from tokenspeed.backend.marks import Mark, mark_on
 from tokenspeed.backend.results import SOURCE_FAILED, draws_of, result_of
-from tokenspeed.core.plan import Draw, Row, RowResult, StepPlan, StepResult
+from tokenspeed.core.plan import NOTHING, Draw, Row, RowResult, StepPlan, StepResult
 from tokenspeed.core.request import Sampling, TokenLogprob
 from tokenspeed.model.batching import Batcher
 from tokenspeed.model.cuda.drawing import (
@@ -36,6 +37,9 @@ from tokenspeed.model.cuda.staging import Size, Staged, Staging, StepTensors, wo
 from tokenspeed.model.sampler import Sampled
 
 WARMED = (16, 256, 2048)  # tokens of prompts
+NONE: frozenset[int] = frozenset()
+# A named tuple's own constructor takes twice as long, and this is done for every row of every step.
+_new = tuple.__new__
 IN_FLIGHT = 2  # steps at most: the one that runs and the one behind it
 
 
@@ -54,6 +58,7 @@ class Begun:
     plan: StepPlan
     order: _Order
     draws: list[Draw | None]  # one a logit
+    counts: list[int]  # of logits, for each row of the order
     drawn: Tensor  # int32 [2, logits] on the host: tokens, statuses
     started: Mark
     ended: Mark
@@ -86,7 +91,7 @@ class Stepper:
         self._last_end: Mark | None = None
         self._in_flight = 0
         self._logit_of: dict[int, int] = {}  # row of the last plan begun -> the logit it draws from
-        self._failed: frozenset[int] = frozenset()  # rows of the last plan ended that gave an error
+        self._failed = NONE  # rows of the last plan ended that gave an error
         self.graphs: Graphs | None = None
         if graph_bytes:
             device = network.device
@@ -105,7 +110,7 @@ class Stepper:
         sources, self._logit_of = self._logit_of, {}
         faults: dict[int, str] = {}
         order = _ordered([self._ready(place, row, sources, faults) for place, row in enumerate(plan.rows)])
-        begun = Begun(plan, order, [], self._drawn, started, ended, self._last_end, faults)
+        begun = Begun(plan, order, [], [], self._drawn, started, ended, self._last_end, faults)
         self._enqueue(begun, sources)
         ended.set()
         self._last_end = ended
@@ -116,24 +121,20 @@ class Stepper:
         """What the step gave, after `begun.ended.wait()`."""
         self._in_flight -= 1
         tokens, statuses = begun.drawn.tolist()
-        results = [RowResult()] * len(begun.plan.rows)
-        logit, target = 0, 0
-        for row, place in zip(begun.order.rows, begun.order.places, strict=True):
-            count = _logit_count(row, begun)
-            verified = []
-            if row.draw is not None:
-                verified = [
-                    _sampled(begun, at, tokens[at], statuses[at]) for at in range(logit, logit + count)
-                ]
-            logit += count
-            scores = _scores(begun, target, len(row.targets), row.score)
-            target += len(row.targets)
-            results[place] = result_of(row, verified, scores)
-            if row.source in self._failed:
-                begun.faults[place] = SOURCE_FAILED
+        if begun.counts == [1] * len(tokens) and not (begun.ranked or begun.scored or any(statuses)):
+            results = _plain_results(begun.order, tokens)
+        else:
+            results = _results(begun, tokens, statuses)
+        if self._failed:
+            for place, row in enumerate(begun.plan.rows):
+                if row.source in self._failed:
+                    begun.faults[place] = SOURCE_FAILED
         for place, fault in begun.faults.items():
             results[place] = RowResult(error=fault)
-        self._failed = frozenset(place for place, result in enumerate(results) if result.error is not None)
+        faulty = bool(begun.faults) or any(statuses)
+        self._failed = (
+            frozenset(place for place, result in enumerate(results) if result.error) if faulty else NONE
+        )
         return StepResult(tuple(results), begun.ended.since(begun.started), self._idle(begun))
 
     @torch.inference_mode()
@@ -167,7 +168,7 @@ class Stepper:
                 faults[place] = SOURCE_FAILED
                 return row._replace(source=-1)
             return row
-        named = row.tokens + row.targets + row.drafts
+        named = row.tokens + row.targets + row.drafts if row.targets or row.drafts else row.tokens
         if row.draw is not None and row.draw.sampling.logit_bias:
             named += tuple(token for token, _ in row.draw.sampling.logit_bias)
         if not 0 <= min(named) <= max(named) < self._vocab:
@@ -188,12 +189,12 @@ class Stepper:
         else:
             self._mixed(begun, sources)
         logits = len(begun.draws)
-        logit = 0
-        for row, place in zip(rows, begun.order.places, strict=True):
-            count = _logit_count(row, begun)
-            if row.draw is not None and count == 1:
-                self._logit_of[place] = logit
-            logit += count
+        first = accumulate(begun.counts, initial=0)
+        self._logit_of = {
+            place: logit
+            for row, place, logit in zip(rows, begun.order.places, first, strict=False)
+            if row.draw is not None and not row.drafts
+        }
         begun.drawn = to_host(self._drawn[: 2 * logits].view(2, logits))
 
     def _decode(self, begun: Begun, sources: dict[int, int]) -> None:
@@ -202,6 +203,7 @@ class Stepper:
         graph = None if self.graphs is None else self.graphs.find(len(rows))
         count = len(rows) if graph is None else graph.rows
         begun.draws = [row.draw for row in rows]
+        begun.counts = [1] * len(rows)
         step, _ = self._send(begun, Size(count, count, count), sources)
         if graph is None:
             self._work(count)
@@ -213,6 +215,7 @@ class Stepper:
         """Rows of any number of tokens: logits where they are wanted, in parts that there is memory for."""
         rows, network = begun.order.rows, self._network
         begun.draws = [draw for row in rows for draw in draws_of(row)]
+        begun.counts = [0 if row.draw is None else 1 + len(row.drafts) for row in rows]
         tokens = sum(len(row.tokens) + len(row.drafts) for row in rows)
         step, wanted = self._send(begun, Size(tokens, len(rows), len(begun.draws)), sources)
         network.forward(step, Shape(len(rows), begun.order.singles), self._drawn)
@@ -274,7 +277,7 @@ class Stepper:
         if (given := adjustments_of(draws)) is not None:
             adjust(self._ops, logits, given)
         some = slice(first, first + count)
-        tokens = self._drawn[first : first + count]
+        tokens = self._drawn[some]
         self._ops.sample(
             logits,
             step.temperature[some],
@@ -307,11 +310,32 @@ def _ordered(rows: list[Row]) -> _Order:
     return _Order([rows[place] for place in places], places, len(singles))
 
 
-def _logit_count(row: Row, begun: Begun) -> int:
-    """How many of the step's logits are the row's."""
-    if len(begun.draws) == len(begun.order.rows) and begun.order.singles == len(begun.order.rows):
-        return 1  # a step that decodes has logits after every row
-    return 0 if row.draw is None else 1 + len(row.drafts)
+def _plain_results(order: _Order, tokens: list[int]) -> list[RowResult]:
+    """Where every row has one logit, and nothing is wrong or asked but the token."""
+    if order.singles == len(order.rows):  # in the order of the plan
+        return [
+            NOTHING if row.draw is None else _new(RowResult, ((token,), None, (), None))
+            for row, token in zip(order.rows, tokens, strict=True)
+        ]
+    results = [NOTHING] * len(tokens)
+    for place, token in zip(order.places, tokens, strict=True):
+        results[place] = RowResult((token,))
+    return results
+
+
+def _results(begun: Begun, tokens: list[int], statuses: list[int]) -> list[RowResult]:
+    """What each row of the plan gave."""
+    results = [NOTHING] * len(begun.plan.rows)
+    logit, target = 0, 0
+    for row, place, count in zip(begun.order.rows, begun.order.places, begun.counts, strict=True):
+        verified = []
+        if row.draw is not None:
+            verified = [_sampled(begun, at, tokens[at], statuses[at]) for at in range(logit, logit + count)]
+        logit += count
+        scores = _scores(begun, target, len(row.targets), row.score)
+        target += len(row.targets)
+        results[place] = result_of(row, verified, scores)
+    return results
 
 
 def _sampled(begun: Begun, logit: int, token: int, status: int) -> Sampled:

@@ -17,6 +17,7 @@ from tokenspeed.core.costs import Costs
 from tokenspeed.core.plan import Backend, StepPlan, StepResult
 from tokenspeed.core.request import Request
 from tokenspeed.core.scheduler import Happening, Scheduler
+from tokenspeed.engine.delivery import Delivery
 from tokenspeed.engine.observer import Observer, Step
 from tokenspeed.engine.streams import Stream
 from tokenspeed.errors import DeviceLostError, EngineError, EngineStoppedError, RequestError
@@ -51,6 +52,7 @@ class Engine:
         self._backend = backend
         self._clock = clock
         self._streams: dict[str, Stream] = {}
+        self._delivery = Delivery(self.now)
         self._flight: deque[Flight] = deque()
         self._free_since = 0.0  # when the device had done its last step
         self._rested = True  # there was nothing to do
@@ -208,14 +210,18 @@ class Engine:
     def deliver(self, happenings: list[Happening]) -> None:
         """Push what happened to the streams that wait for it."""
         now = self.now()
-        streams = self._streams
+        streams, delivery = self._streams, self._delivery
         for observer in self._observers:
             observer.delivered(happenings, now)
         for sequence, event in happenings:
             request_id = sequence.request.id
             stream = streams[request_id]
-            stream.push(event)
+            if stream.push(event):
+                delivery.wake(stream)
+            else:
+                delivery.hold(stream)
             if not stream.open:
                 del streams[request_id]
+        delivery.settle()
         if not streams:
             self._idle.set()

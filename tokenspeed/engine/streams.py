@@ -22,12 +22,21 @@ class Stream:
         self._events: list[Event] = []
         self.open = request.n  # choices that are not finished
         self._reader: asyncio.Future[None] | None = None
+        self._new_reader = asyncio.get_running_loop().create_future
+        self.begun = False  # it has had an event
 
-    def push(self, event: Event) -> None:
-        """Called by the engine, in its loop."""
+    def push(self, event: Event) -> bool:
+        """Called by the engine, in its loop: whether the reader is to be woken at once."""
         self._events.append(event)
+        urgent = not self.begun
+        self.begun = True
         if type(event) is Finished:
             self.open -= 1
+            return True
+        return urgent
+
+    def wake(self) -> None:
+        """Let the reader have what was pushed."""
         reader = self._reader
         if reader is not None:
             self._reader = None
@@ -46,7 +55,7 @@ class Stream:
         while not self._events:
             if not self.open:
                 raise StopAsyncIteration
-            self._reader = asyncio.get_running_loop().create_future()
+            self._reader = self._new_reader()
             await self._reader
         events, self._events = self._events, []
         return events

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
@@ -9,8 +10,6 @@ import torch
 
 from tokenspeed.errors import ModelError
 from tokenspeed.model.batch import Decoder
-from tokenspeed.model.cpu.decoder import CpuDecoder
-from tokenspeed.model.cpu.tile import BLOCK
 from tokenspeed.model.spec import ModelSpec
 from tokenspeed.model.torch_decoder import TorchDecoder
 from tokenspeed.model.weights import Weights
@@ -20,6 +19,7 @@ DTYPES = ("auto", "bfloat16", "float32")
 
 Dtype = Literal["bfloat16", "float32"]
 Progress = Callable[[int], None]  # bytes packed so far
+BLOCK = 16  # tokens that the compiled decoder attends at once: `model/cpu/tile.py` has it as well
 
 
 class Chosen(NamedTuple):
@@ -50,7 +50,9 @@ def choose_decoder(
     if name == "reference":
         kind = torch.bfloat16 if held == "bfloat16" else torch.float32
         return Chosen(TorchDecoder(spec, weights, block_size=block_size, dtype=kind), name, told)
-    decoder = CpuDecoder(spec, weights, dtype=held, block_size=block_size, threads=threads, progress=progress)
+    # Numba takes half a second to import, which a server on a GPU has no use for.
+    compiled = importlib.import_module("tokenspeed.model.cpu.decoder").CpuDecoder
+    decoder = compiled(spec, weights, dtype=held, block_size=block_size, threads=threads, progress=progress)
     return Chosen(decoder, name, told)
 
 

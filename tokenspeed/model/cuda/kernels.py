@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import torch
 
 from gpu.paged_attention.source import TILE, Heads
-from gpu.prefill_attention.torch_kernel import prefill_attention as prefill_by_torch
 from gpu.table import REFERENCE, Ops
 from tokenspeed.errors import ModelError
 from tokenspeed.model.cuda.network import Bounds
@@ -64,6 +63,11 @@ def _made(module: str, kind: str, arguments: Callable[[Context], tuple[Any, ...]
     return make
 
 
+def _function(module: str, name: str) -> Maker:
+    """A function of a module that takes long to import."""
+    return lambda context: getattr(importlib.import_module(module), name)
+
+
 def _reference(name: str) -> Maker:
     return lambda context: getattr(REFERENCE, name)
 
@@ -104,7 +108,7 @@ MAKERS: Mapping[str, Mapping[str, Maker]] = MappingProxyType(
         },
         "prefill_attention": {
             "cupy": _made("gpu.prefill_attention.cupy_kernel", "PrefillAttention", _heads),
-            "torch": lambda context: prefill_by_torch,
+            "torch": _function("gpu.prefill_attention.torch_kernel", "prefill_attention"),
             "reference": _reference("prefill_attention"),
         },
         "rms_norm": {

@@ -74,14 +74,14 @@ def plan_ledger(
     blocks = (wanted or max(left, 0)) // block - (0 if wanted else 1)
     ledger = Ledger(total, free, allowed, weights, workspace, graphs, block, block_size, max(blocks, 0))
     told = (
-        f"the GPU has {free / GIB:.1f} GiB free, of which [device] memory_fraction allows {allowed / GIB:.1f}; "
-        f"weights take {weights / GIB:.1f}, workspace {workspace / GIB:.1f}, graphs {graphs / GIB:.1f} and a "
-        f"reserve {RESERVE_BYTES / GIB:.1f}"
+        f"the GPU has {free / GIB:.1f} GiB free, of which [device] memory_fraction allows "
+        f"{allowed / GIB:.1f}; weights take {weights / GIB:.1f}, workspace {workspace / GIB:.1f}, graphs "
+        f"{graphs / GIB:.1f} and a reserve {RESERVE_BYTES / GIB:.1f}"
     )
     if wanted and wanted + block > left:
         raise ModelError(
-            f"{told}, which leaves {max(left, 0) / GIB:.1f}, not the {wanted / GIB:.1f} of [cache] memory_mib; "
-            "lower that"
+            f"{told}, which leaves {max(left, 0) / GIB:.1f}, not the {wanted / GIB:.1f} of "
+            "[cache] memory_mib; lower that"
         )
     if blocks < 1:
         raise ModelError(

@@ -108,6 +108,7 @@ class Staging:
         self._arrays = [buffer.numpy() for buffer in self._host]
         self._device = torch.zeros(words, dtype=torch.int32, device=device)
         self._next = 0
+        self.tensors = lru_cache(maxsize=64)(self._tensors)
 
     @property
     def nbytes(self) -> int:
@@ -132,7 +133,7 @@ class Staging:
         rows, width = staged.tables.shape
         return self._device[staged.words - rows * width : staged.words].view(rows, width)
 
-    def tensors(self, size: Size) -> StepTensors:
+    def _tensors(self, size: Size) -> StepTensors:
         """The arrays of a step of that size on the device: the same memory for every such step."""
         layout, _ = layout_of(size)
         return StepTensors(
