@@ -1,8 +1,10 @@
 """Checkpoints for benches: the shapes of known models, random weights, and a vocabulary of made-up words.
 
     python -m bench.checkpoints m135 FOLDER
+    python -m bench.checkpoints llama8b FOLDER --without-weights
 
-What a token costs does not depend on what it says, so nothing needs to be downloaded.
+What a token costs does not depend on what it says, so nothing needs to be downloaded. Without weights a
+folder is written at once: `tokenspeed serve --random-weights` makes them up.
 """
 
 from __future__ import annotations
@@ -12,16 +14,17 @@ import json
 import math
 import shutil
 import string
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice, product
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import save_file
 
-MAX_CONTEXT = 4096
 WORD_LETTERS = 3  # of the words in a prompt; every vocabulary here holds all of them
 END = "<|endoftext|>"
 
@@ -38,6 +41,8 @@ class Shape(NamedTuple):
     intermediate: int
     vocab: int
     rope_theta: float
+    max_context: int = 4096
+    tied: bool = True  # the embedding is also the head
 
     @property
     def qk_norm(self) -> bool:
@@ -47,23 +52,56 @@ class Shape(NamedTuple):
 SHAPES = {
     "m135": Shape("LlamaForCausalLM", 576, 30, 9, 3, 64, 1536, 49152, 1e5),  # SmolLM2-135M
     "m600": Shape("Qwen3ForCausalLM", 1024, 28, 16, 8, 128, 3072, 151936, 1e6),  # Qwen3-0.6B
+    "qwen600m": Shape(
+        "Qwen3ForCausalLM", 1024, 28, 16, 8, 128, 3072, 151936, 1e6, 40960
+    ),  # the same, all of it
+    "llama8b": Shape(  # Llama-3.1-8B
+        "LlamaForCausalLM", 4096, 32, 32, 8, 128, 14336, 128256, 5e5, 131072, tied=False
+    ),
 }
+REPEATED = frozenset({"qwen600m", "llama8b"})  # whose layers all hold the same numbers: written faster
+SHARD_BYTES = 5_000_000_000  # of one file, at most
+INDEX = "model.safetensors.index.json"
+Tensor = tuple[str, tuple[int, ...]]  # its name and its sizes
 
 
 def checkpoint(name: str, cache: Path) -> Path:
     """The folder of the checkpoint of that shape, written into `cache` unless it is there."""
-    folder = cache / name
+    shape = SHAPES[name]
+    write_weights = write_shards if name in REPEATED else write_file
+
+    def write(folder: Path) -> None:
+        write_description(shape, folder)
+        write_weights(shape, folder)
+
+    return _once(cache / name, write)
+
+
+def weightless(name: str, cache: Path) -> Path:
+    """The same without weights: what `--random-weights` serves."""
+    return _once(cache / f"{name}-weightless", lambda folder: write_description(SHAPES[name], folder))
+
+
+def _once(folder: Path, write: Callable[[Path], None]) -> Path:
+    """The folder, written unless it is there; one that was not finished is none."""
     if not folder.exists():
-        unfinished = cache / f"{name}.unfinished"
+        unfinished = folder.with_name(f"{folder.name}.unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
-        write_checkpoint(SHAPES[name], unfinished)
+        unfinished.mkdir(parents=True)
+        write(unfinished)
         unfinished.rename(folder)
     return folder
 
 
 def weight_bytes(folder: Path) -> int:
-    """Bytes that a step reads: all weights once, for the embedding is also the head."""
+    """Bytes that a step reads, of a shape whose embedding is also the head: all weights once."""
     return (folder / "model.safetensors").stat().st_size
+
+
+def step_bytes(shape: Shape) -> int:
+    """Bytes of weights that a token reads: all but an embedding that is no head, which is one row."""
+    elements = sum(math.prod(sizes) for _, sizes in tensors(shape))
+    return 2 * (elements - (0 if shape.tied else shape.vocab * shape.hidden))
 
 
 def random_prompt(tokens: int, random: Random) -> str:
@@ -74,13 +112,71 @@ def random_prompt(tokens: int, random: Random) -> str:
     )
 
 
-def write_checkpoint(shape: Shape, folder: Path) -> None:
-    """Configuration, weights and tokenizer in the Hugging Face layout."""
-    folder.mkdir(parents=True)
+def write_description(shape: Shape, folder: Path) -> None:
+    """Configuration and tokenizer in the Hugging Face layout."""
     _write_json(folder / "config.json", config(shape))
     _write_json(folder / "tokenizer.json", tokenizer(shape.vocab))
-    _write_json(folder / "tokenizer_config.json", {"eos_token": END, "model_max_length": MAX_CONTEXT})
+    _write_json(folder / "tokenizer_config.json", {"eos_token": END, "model_max_length": shape.max_context})
+
+
+def write_file(shape: Shape, folder: Path) -> None:
+    """Weights of their own for every layer, in one file."""
     save_file(dict(weights(shape)), folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def write_shards(shape: Shape, folder: Path) -> None:
+    """Weights in files of `SHARD_BYTES` at most, every layer with the same numbers: as fast as the disk."""
+    shards = _shards(shape)
+    files = [f"model-{number:05}-of-{len(shards):05}.safetensors" for number in range(1, len(shards) + 1)]
+    made: dict[str, NDArray[np.uint16]] = {}
+    for file, shard in zip(files, shards, strict=True):
+        with (folder / file).open("wb") as out:
+            out.write(_header(shard))
+            for name, sizes in shard:
+                key = name.partition("layers.")[2].partition(".")[2] or name  # without the layer's number
+                out.write((made[key] if key in made else made.setdefault(key, _bits(sizes, key))).data)
+    placed = {name: file for file, shard in zip(files, shards, strict=True) for name, _ in shard}
+    total = sum(2 * math.prod(sizes) for shard in shards for _, sizes in shard)
+    _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": placed})
+
+
+def _shards(shape: Shape) -> list[list[Tensor]]:
+    """The tensors of each file."""
+    shards: list[list[Tensor]] = [[]]
+    size = 0
+    for name, sizes in tensors(shape):
+        needed = 2 * math.prod(sizes)
+        if size + needed > SHARD_BYTES:
+            shards.append([])
+            size = 0
+        shards[-1].append((name, sizes))
+        size += needed
+    return shards
+
+
+def _header(shard: list[Tensor]) -> bytes:
+    """What a safetensors file begins with: the length of a JSON object, and that."""
+    described: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for name, sizes in shard:
+        end = at + 2 * math.prod(sizes)
+        described[name] = {"dtype": "BF16", "shape": sizes, "data_offsets": [at, end]}
+        at = end
+    text = json.dumps(described).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _bits(sizes: tuple[int, ...], key: str) -> NDArray[np.uint16]:
+    """bf16 numbers without the cost of a normal distribution: random sign and digits, one exponent.
+
+    Norms are around one, projections keep about the size of what they are given.
+    """
+    random = np.frombuffer(np.random.default_rng(list(key.encode())).bytes(2 * math.prod(sizes)), np.uint16)
+    if len(sizes) == 1:
+        return (random & np.uint16(0x001F)) | np.uint16(127 << 7)
+    exponent = 126 + math.floor(math.log2(1 / math.sqrt(sizes[-1])))
+    return (random & np.uint16(0x807F)) | np.uint16(exponent << 7)
 
 
 def config(shape: Shape) -> dict[str, Any]:
@@ -94,12 +190,12 @@ def config(shape: Shape) -> dict[str, Any]:
         "head_dim": shape.head_dim,
         "intermediate_size": shape.intermediate,
         "vocab_size": shape.vocab,
-        "max_position_embeddings": MAX_CONTEXT,
+        "max_position_embeddings": shape.max_context,
         "rope_theta": shape.rope_theta,
         "rms_norm_eps": 1e-6,
         "hidden_act": "silu",
         "attention_bias": False,
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": shape.tied,
         "torch_dtype": "bfloat16",
         "eos_token_id": shape.vocab - 1,
     }
@@ -108,31 +204,34 @@ def config(shape: Shape) -> dict[str, Any]:
 def weights(shape: Shape) -> Iterator[tuple[str, torch.Tensor]]:
     """Every tensor; projections keep the size of what they are given, so that logits are of order one."""
     generator = torch.Generator().manual_seed(0)
+    for name, sizes in tensors(shape):
+        drawn = torch.randn(sizes, generator=generator)
+        scaled = 1 + 0.1 * drawn if len(sizes) == 1 else drawn / math.sqrt(sizes[-1])
+        yield name, scaled.bfloat16()
 
-    def matrix(out: int, into: int) -> torch.Tensor:
-        return (torch.randn(out, into, generator=generator) / math.sqrt(into)).bfloat16()
 
-    def norm(size: int) -> torch.Tensor:
-        return (1 + 0.1 * torch.randn(size, generator=generator)).bfloat16()
-
+def tensors(shape: Shape) -> Iterator[Tensor]:
+    """Every tensor's name and sizes; a matrix is [out, in]."""
     hidden, inner = shape.hidden, shape.intermediate
     queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    yield "model.embed_tokens.weight", matrix(shape.vocab, hidden)
-    yield "model.norm.weight", norm(hidden)
+    yield "model.embed_tokens.weight", (shape.vocab, hidden)
+    yield "model.norm.weight", (hidden,)
     for layer in range(shape.layers):
         prefix = f"model.layers.{layer}"
-        yield f"{prefix}.input_layernorm.weight", norm(hidden)
-        yield f"{prefix}.post_attention_layernorm.weight", norm(hidden)
-        yield f"{prefix}.self_attn.q_proj.weight", matrix(queries, hidden)
-        yield f"{prefix}.self_attn.k_proj.weight", matrix(keys, hidden)
-        yield f"{prefix}.self_attn.v_proj.weight", matrix(keys, hidden)
-        yield f"{prefix}.self_attn.o_proj.weight", matrix(hidden, queries)
-        yield f"{prefix}.mlp.gate_proj.weight", matrix(inner, hidden)
-        yield f"{prefix}.mlp.up_proj.weight", matrix(inner, hidden)
-        yield f"{prefix}.mlp.down_proj.weight", matrix(hidden, inner)
+        yield f"{prefix}.input_layernorm.weight", (hidden,)
+        yield f"{prefix}.post_attention_layernorm.weight", (hidden,)
+        yield f"{prefix}.self_attn.q_proj.weight", (queries, hidden)
+        yield f"{prefix}.self_attn.k_proj.weight", (keys, hidden)
+        yield f"{prefix}.self_attn.v_proj.weight", (keys, hidden)
+        yield f"{prefix}.self_attn.o_proj.weight", (hidden, queries)
+        yield f"{prefix}.mlp.gate_proj.weight", (inner, hidden)
+        yield f"{prefix}.mlp.up_proj.weight", (inner, hidden)
+        yield f"{prefix}.mlp.down_proj.weight", (hidden, inner)
         if shape.qk_norm:
-            yield f"{prefix}.self_attn.q_norm.weight", norm(shape.head_dim)
-            yield f"{prefix}.self_attn.k_norm.weight", norm(shape.head_dim)
+            yield f"{prefix}.self_attn.q_norm.weight", (shape.head_dim,)
+            yield f"{prefix}.self_attn.k_norm.weight", (shape.head_dim,)
+    if not shape.tied:
+        yield "lm_head.weight", (shape.vocab, hidden)
 
 
 def tokenizer(size: int) -> dict[str, Any]:
@@ -193,8 +292,9 @@ def main() -> None:
     )
     parser.add_argument("shape", choices=sorted(SHAPES))
     parser.add_argument("cache", type=Path, help="The folder to put the checkpoint's folder into.")
+    parser.add_argument("--without-weights", action="store_true", help="Configuration and tokenizer only.")
     given = parser.parse_args()
-    print(checkpoint(given.shape, given.cache))
+    print((weightless if given.without_weights else checkpoint)(given.shape, given.cache))
 
 
 if __name__ == "__main__":

@@ -43,6 +43,25 @@ struct alignas(COUNT * sizeof(Element)) Chunk {
     Element of[COUNT];
 };
 
+// Programmatic dependent launch, as in common.cuh: before `wait_for_previous_kernel` only what no kernel writes may be
+// read, and nothing written. Every thread waits, so that a kernel's end tells that all kernels before it have ended.
+__device__ __forceinline__ void wait_for_previous_kernel() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+__device__ __forceinline__ void let_next_kernel_start() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// Brings the line of a constant to the L2, at the price of no register.
+__device__ __forceinline__ void expect(const void* constant) {
+    asm volatile("prefetch.global.L2 [%0];" :: "l"(constant));
+}
+
 // Sums over groups of SIZE neighbouring lanes, a power of two up to 32; all of the warp takes part.
 template <int SIZE>
 __device__ __forceinline__ float summed_over_lanes(float part) {

@@ -9,6 +9,7 @@ from typing import Protocol
 from torch import Tensor
 
 from gpu.adjust_logits.reference import adjust_logits
+from gpu.decode_attention.reference import decode_attention
 from gpu.embed.reference import embed
 from gpu.linear.reference import linear
 from gpu.paged_attention.reference import paged_attention
@@ -60,6 +61,27 @@ class Embed(Protocol):
     ) -> None: ...
 
 
+class DecodeAttention(Protocol):
+    """See `gpu.decode_attention`."""
+
+    def __call__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        key_pool: Tensor,
+        value_pool: Tensor,
+        block_tables: Tensor,
+        contexts: Tensor,
+        scale: float,
+        window: int | None,
+        out: Tensor,
+        norms: HeadNorms | None = None,
+    ) -> None: ...
+
+
 class RmsNorm(Protocol):
     """See `gpu.rms_norm`."""
 
@@ -107,9 +129,12 @@ class Ops:
     """One implementation of each operation; the contract of `name` is the docstring of `gpu.name`.
 
     `paged_attention` is for rows of few tokens, `prefill_attention` obeys the same contract for many.
+    `decode_attention` is `rope_write_kv` and `paged_attention` in one, for few rows and short contexts, where
+    there is such a thing.
     """
 
     adjust_logits: AdjustLogits
+    decode_attention: DecodeAttention | None
     embed: Embed
     linear: Linear
     paged_attention: PagedAttention
@@ -122,6 +147,7 @@ class Ops:
 
 REFERENCE = Ops(
     adjust_logits=adjust_logits,
+    decode_attention=decode_attention,
     embed=embed,
     linear=linear,
     paged_attention=paged_attention,

@@ -80,7 +80,7 @@ def build(config: Config, *, stage: Stage, say: Say, record: Path | None = None)
     device = None if computing.figures is None else DeviceMetrics(computing.figures)
     watching: list[Observer | None] = [metrics, timelines, recorder, device]
     observers = [observer for observer in watching if observer is not None]
-    engine = Engine(scheduler, computing.backend, observers, clock=time.monotonic)
+    engine = Engine(scheduler, computing.backend, observers, clock=time.monotonic, lead=computing.lead)
     generator = Generator(
         engine,
         tokenizer,

@@ -17,7 +17,18 @@ import torch
 
 from bench.gpu_kernels.timing import read_ceiling
 
-OPERATIONS = ("linear", "paged_attention", "rms_norm", "rope_write_kv", "silu_mul")
+OPERATIONS = (
+    "decode_attention",
+    "layer",
+    "linear",
+    "numba_attention",
+    "paged_attention",
+    "prefill_attention",
+    "rms_norm",
+    "rope_write_kv",
+    "sample",
+    "silu_mul",
+)
 
 
 def main() -> None:

@@ -54,11 +54,27 @@ class PagedAttention:
         window: int | None,
         out: Tensor,
     ) -> None:
+        """See the package."""
+        self._check(query, key_pool, value_pool, contexts.shape[0], out)
+        self.enqueue(query, key_pool, value_pool, block_tables, row_starts, contexts, scale, window, out)
+
+    def enqueue(
+        self,
+        query: Tensor,
+        key_pool: Tensor,
+        value_pool: Tensor,
+        block_tables: Tensor,
+        row_starts: Tensor,
+        contexts: Tensor,
+        scale: float,
+        window: int | None,
+        out: Tensor,
+    ) -> None:
+        """The call, unchecked."""
         rows = contexts.shape[0]
-        self._check(query, key_pool, value_pool, rows, out)
         shape, block_size = self._shape, key_pool.shape[1]
         shared = (shape.heads, shape.kv_heads, self._streams, LEAST_TILES)
-        self.kernels.launch(
+        self.kernels.launch_early(
             "paged_attention_read",
             (self._blocks,),
             (32 * self._warps,),
@@ -88,7 +104,7 @@ class PagedAttention:
             return  # one stream: there is nothing to join
         wanted = rows * self._most_tokens * shape.heads
         split = next(n for n in (8, 4, 2, 1) if n == 1 or wanted * n <= 2048)
-        self.kernels.launch(
+        self.kernels.launch_early(
             "paged_attention_join",
             (-(-wanted * split // JOINING_WARPS),),
             (32 * JOINING_WARPS,),

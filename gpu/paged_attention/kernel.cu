@@ -29,6 +29,19 @@ constexpr int NARROW = HEAD_DIM % 64 / 32; // and of 32, in pieces of 8 bytes
 constexpr int COLUMNS = HEAD_DIM / 8;     // tiles of 8 columns of the output
 constexpr float LEAST = -1e30f;            // below any score, and finite
 
+// Programmatic dependent launch, as in common.cuh.
+__device__ __forceinline__ void wait_for_previous_kernel() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+__device__ __forceinline__ void let_next_kernel_start() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
 struct Line {  // how the tiles of all rows are shared out
     int streams, each, longer;
     __device__ Line(int tiles, int most_streams, int least_tiles) {
@@ -135,14 +148,17 @@ __device__ void lay_out(int* first, const int* row_starts, const int* contexts, 
     __syncthreads();
 }
 
+// Nothing here is __restrict__: what is read may be written while this kernel waits, so no load may move ahead of that.
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) paged_attention_read(
-    const u16* __restrict__ query, const u16* __restrict__ key_pool, const u16* __restrict__ value_pool,
-    const int* __restrict__ block_tables, const int* __restrict__ row_starts, const int* __restrict__ contexts,
-    u16* __restrict__ out, float* __restrict__ part_sums, float2* __restrict__ part_weights,
-    int* __restrict__ line, int query_stride, int block_stride, int token_stride, int head_stride, int table_stride, int block_tiles,
+    const u16* query, const u16* key_pool, const u16* value_pool,
+    const int* block_tables, const int* row_starts, const int* contexts,
+    u16* out, float* part_sums, float2* part_weights,
+    int* line, int query_stride, int block_stride, int token_stride, int head_stride, int table_stride, int block_tiles,
     int rows, int heads, int kv_heads, int most_streams, int least_tiles, int window, float scale) {
     extern __shared__ __align__(16) u8 rings[];
     __shared__ int first[MOST_ROWS + 1];
+    let_next_kernel_start();
+    wait_for_previous_kernel();  // all threads do: the end of a kernel must tell that those before it have ended
     lay_out(first, row_starts, contexts, rows, window);
     if (blockIdx.x == 0)
         for (int r = threadIdx.x; r <= rows; r += THREADS) line[r] = first[r];
@@ -394,8 +410,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) paged_attention_re
 
 // Joins the parts of rows that lie in several streams: `split` warps for each row, query token and head.
 extern "C" __global__ void __launch_bounds__(256, 4) paged_attention_join(
-    const int* __restrict__ row_starts, u16* __restrict__ out, const float* __restrict__ part_sums,
-    const float2* __restrict__ part_weights, const int* __restrict__ line, int rows, int most_tokens, int heads,
+    const int* row_starts, u16* out, const float* part_sums,
+    const float2* part_weights, const int* line, int rows, int most_tokens, int heads,
     int kv_heads, int most_streams, int least_tiles, int split) {
     constexpr int WIDTH = HEAD_DIM / 32, AHEAD = HEAD_DIM > 128 ? 2 : 4;  // parts read at once
     __shared__ float found[8][HEAD_DIM];
@@ -404,6 +420,8 @@ extern "C" __global__ void __launch_bounds__(256, 4) paged_attention_join(
     const int index = (blockIdx.x * 8 + warp) / split;
     const int head = index % heads, row = index / heads / most_tokens, token = index / heads % most_tokens;
     float sums[WIDTH] = {}, most = LEAST, weight = 0.f;
+    let_next_kernel_start();
+    wait_for_previous_kernel();
     bool wanted = false;
     int start = 0;
     if (row < rows) {

@@ -4,11 +4,11 @@
 
 | tensor | shape       | dtype                                                           |
 |--------|-------------|-----------------------------------------------------------------|
-| x      | [rows, dim] | float32, bfloat16, float16                                      |
-| weight | [dim]       | as x                                                            |
-| out    | [rows, dim] | as x; may be delta, or without one x itself                     |
+| x      | [rows, dim] | float32, or as weight                                           |
+| weight | [dim]       | float32, bfloat16, float16                                      |
+| out    | [rows, dim] | as weight; may be delta, or without one x itself                |
 | delta  | [rows, dim] | as x; where given, x becomes x + delta before it is normalised  |
 
 The mean and the scaling are in float32; the sum with `delta` is rounded to the dtype of x, and so is the
-scaled row before `weight`.
+scaled row before `weight`. Where x is float32 and weight is not, there is no `delta`.
 """

@@ -24,26 +24,36 @@ class RmsNorm:
     def __call__(
         self, x: Tensor, weight: Tensor, eps: float, out: Tensor, delta: Tensor | None = None
     ) -> None:
-        rows, dim = x.shape
+        """See the package."""
         self._check(x, weight, out, delta)
-        if not rows:
-            return
+        if x.shape[0]:
+            self.enqueue(x, weight, eps, out, delta)
+
+    def enqueue(
+        self, x: Tensor, weight: Tensor, eps: float, out: Tensor, delta: Tensor | None = None
+    ) -> None:
+        """The call, unchecked, for one row or more."""
+        rows, dim = x.shape
         chunks = dim // self._width
         each = _chunks_a_thread(rows, chunks)
         threads = -(-chunks // (each * WARP)) * WARP
         arguments = (x, weight, out, chunks, eps, x.stride(0), out.stride(0))
-        if delta is None:
-            self._kernels.launch(f"rms_norm_{each}", (rows,), (threads,), *arguments)
+        if x.dtype != self._dtype:
+            self._kernels.launch_early(f"wide_rms_norm_{each}", (rows,), (threads,), *arguments)
+        elif delta is None:
+            self._kernels.launch_early(f"rms_norm_{each}", (rows,), (threads,), *arguments)
         else:
             more = (delta, delta.stride(0))
-            self._kernels.launch(f"add_rms_norm_{each}", (rows,), (threads,), *arguments, *more)
+            self._kernels.launch_early(f"add_rms_norm_{each}", (rows,), (threads,), *arguments, *more)
 
     def _check(self, x: Tensor, weight: Tensor, out: Tensor, delta: Tensor | None) -> None:
         rows, dim = x.shape
         most = THREADS * CHUNKS_A_THREAD[-1] * self._width
         if dim % self._width or dim > most:
             raise ValueError(f"rows of {dim} elements: need a multiple of {self._width} up to {most}")
-        check_rows("x", x, self._dtype, (rows, dim))
+        if x.dtype == torch.float32 and delta is not None and self._dtype != x.dtype:
+            raise ValueError("rms_norm adds to rows of its own dtype alone; leave delta out for float32")
+        check_rows("x", x, torch.float32 if x.dtype == torch.float32 else self._dtype, (rows, dim))
         check_rows("weight", weight[None], self._dtype, (1, dim))
         check_rows("out", out, self._dtype, (rows, dim))
         if delta is not None:

@@ -12,4 +12,4 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, out: Tensor, delta: Tensor |
         x += delta
     wide = x.float()
     scaled = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
-    torch.mul(scaled.to(x.dtype), weight, out=out)
+    out.copy_(scaled.to(x.dtype) * weight)

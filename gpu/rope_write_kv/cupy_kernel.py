@@ -36,17 +36,32 @@ class RopeWriteKv:
         value_pool: Tensor,
         norms: HeadNorms | None = None,
     ) -> None:
-        tokens, heads, _ = query.shape
-        kv_heads = key.shape[1]
+        """See the package."""
         self._check(query, key, value, key_pool, value_pool)
-        self._check_shared(tokens, cos, sin, slots)
+        self._check_shared(query.shape[0], cos, sin, slots)
         if norms is not None:
             self._check_norms(norms)
-        if not tokens:
-            return
+        if query.shape[0]:
+            self.enqueue(query, key, value, cos, sin, slots, key_pool, value_pool, norms)
+
+    def enqueue(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        slots: Tensor,
+        key_pool: Tensor,
+        value_pool: Tensor,
+        norms: HeadNorms | None = None,
+    ) -> None:
+        """The call, unchecked, for one token or more."""
+        tokens, heads, _ = query.shape
+        kv_heads = key.shape[1]
         lanes = (heads + 2 * kv_heads) * self._group
         threads = min(THREADS, -(-lanes // WARP) * WARP)
-        self._kernels.launch(
+        self._kernels.launch_early(
             "rope_write_kv",
             (tokens, -(-lanes // threads)),
             (threads,),

@@ -128,6 +128,7 @@ extern "C" __global__ void __launch_bounds__(256) rope_write_kv(
     Element* key_pool, Element* value_pool, const Element* query_norm, const Element* key_norm, float eps, int heads,
     int kv_heads, int query_stride, int key_stride, int value_stride
 ) {
+    let_next_kernel_start();
     const long long token = blockIdx.x;
     const int place = blockIdx.y * blockDim.x + threadIdx.x;
     const int lane = place % GROUP;
@@ -139,6 +140,12 @@ extern "C" __global__ void __launch_bounds__(256) rope_write_kv(
     const Element* from = query + token * query_stride;
     if (in_key) from = key + token * key_stride;
     if (in_value) from = value + token * value_stride;
+    if (query_norm != nullptr) {
+        const Element* const norm = in_query ? query_norm : key_norm;
+        expect(norm + lane * WIDTH);
+        expect(norm + (TURNING + lane) * WIDTH);
+    }
+    wait_for_previous_kernel();
     // All loads are under way before the first is waited for.
     Share share = {};
     Angles angles = {};

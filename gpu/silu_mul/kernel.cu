@@ -15,6 +15,8 @@ __device__ __forceinline__ float silu(float x) {
 extern "C" __global__ void __launch_bounds__(256) silu_mul(
     const Element* gate, const Element* up, Element* out, int chunks, int gate_stride, int up_stride, int out_stride
 ) {
+    let_next_kernel_start();
+    wait_for_previous_kernel();
     const long long row = blockIdx.x;
     const int chunk = blockIdx.y * blockDim.x + threadIdx.x;
     if (chunk >= chunks) return;

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from gpu.table import REFERENCE
+from tokenspeed.backend.graphs import Graph, Graphs
 from tokenspeed.backend.stepper import Stepper
 from tokenspeed.core.plan import Draw
 from tokenspeed.core.request import Sampling
 from tokenspeed.model.batch import Batch
-from tokenspeed.model.cuda.network import Bounds, Network
+from tokenspeed.model.cuda.network import Bounds, Network, Shape
 from tokenspeed.model.cuda.products import ManyRows
 from tokenspeed.model.cuda.weights import empty, fill
 from tokenspeed.model.sampler import sample
@@ -142,7 +143,37 @@ def stepper_of(tiny: Tiny, bounds: Bounds) -> Stepper:
     return stepper
 
 
-@pytest.fixture
-def make_stepper(tiny: Tiny) -> Callable[[Bounds], Stepper]:
-    """Make a stepper for steps of some size."""
-    return lambda bounds: stepper_of(tiny, bounds)
+class Replayed:
+    """Graphs of every shape, which run the work that a device would have captured."""
+
+    def __init__(self, stepper: Stepper, bounds: Bounds) -> None:
+        self._captured = Graphs(
+            bounds.rows,
+            bounds.tokens,
+            stepper._network.short_keys,
+            stepper._work,
+            lambda tokens: None,
+            device=torch.device("cpu"),
+            budget_bytes=1,
+        )
+        for shape in self._captured.shapes:
+            self._captured._graphs[shape] = Graph(shape, lambda shape=shape: self._replay(stepper, shape))
+        self.decode, self.mixed = self._captured.decode, self._captured.mixed
+        self.replayed: list[Shape] = []
+
+    def _replay(self, stepper: Stepper, shape: Shape) -> None:
+        self.replayed.append(shape)
+        stepper._work(shape)
+
+
+@pytest.fixture(params=["launched", "replayed"])
+def make_stepper(tiny: Tiny, request: pytest.FixtureRequest) -> Callable[[Bounds], Stepper]:
+    """Make a stepper for steps of some size; its steps run as they are, or padded to the shapes of graphs."""
+
+    def make(bounds: Bounds) -> Stepper:
+        stepper = stepper_of(tiny, bounds)
+        if request.param == "replayed":
+            stepper.graphs = Replayed(stepper, bounds)  # type: ignore[assignment]
+        return stepper
+
+    return make

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
+import torch
 
+from tokenspeed.backend.graphs import Graph, Graphs, decode_shapes
 from tokenspeed.backend.results import SOURCE_FAILED
 from tokenspeed.backend.stepper import IN_FLIGHT, Stepper
 from tokenspeed.core.plan import Draw, Row, RowResult, StepPlan
@@ -27,6 +30,7 @@ PROMPTS = [(1, 2, 3, 4, 5, 6, 7), (9,), tuple(range(20, 43)), (50, 51, 50), (8, 
 REPETITIVE = (9,)  # is continued by one token over and over
 NEW = 12
 BLOCKS_EACH = 12
+CPU = torch.device("cpu")
 MakeStepper = Callable[[Bounds], Stepper]
 
 
@@ -61,6 +65,8 @@ def test_sequences_in_chunks_beside_each_other_are_continued_as_alone(tiny: Any,
             known[number] += result.tokens
     for tokens, prompt, sampling in zip(known, PROMPTS, SAMPLINGS, strict=True):
         assert tuple(tokens[len(prompt) :][:NEW]) == tiny.continued(prompt, sampling, NEW)
+    if stepper.graphs is not None:  # both kinds of them were used
+        assert {shape.singles == shape.rows for shape in stepper.graphs.replayed} == {False, True}
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS[:3], ids=range(3))
@@ -186,3 +192,35 @@ def test_a_step_that_cannot_be_begun_leaves_the_next_ones_to_run(tiny: Any, step
         stepper.begin(StepPlan(0, (Row(0, 0, (1, 2, 3, 4, 5), (3,), None),)))
     row = Row(0, 0, (1, 2), blocks_of(0), tiny.draw(GREEDY, (1, 2), (1, 2)))
     assert run(stepper, row)[0].tokens == tiny.continued((1, 2), GREEDY, 1)
+
+
+def test_steps_are_padded_to_the_smallest_shape_that_is_worth_it() -> None:
+    graphs = Graphs(256, 8192, 1000, lambda shape: None, lambda tokens: None, device=CPU, budget_bytes=1)
+    for shape in graphs.shapes:
+        graphs._graphs[shape] = Graph(shape, lambda: None)
+    assert [found.shape.rows for n in (1, 7, 8, 9, 100, 256) if (found := graphs.decode(n, 5000))] == [
+        *(1, 7, 8, 10, 112, 256)
+    ]
+    assert graphs.decode(257, 5000) is None
+    assert [graphs.decode(*step).shape.short for step in ((3, 1000), (3, 1001), (16, 9), (17, 9))] == [
+        *(True, False, True, False)
+    ]
+
+    def tokens_of(*step: int) -> int | None:
+        found = graphs.mixed(*step)
+        return None if found is None else found.shape.tokens
+
+    assert tokens_of(17, 3, 2) == 32
+    assert tokens_of(257, 256, 1) == 320
+    assert tokens_of(520, 0, 1) is None  # more than an eighth would be for nothing
+    assert tokens_of(600, 0, 1) == 640
+    assert tokens_of(64, 0, 17) is None  # more rows than it has room for
+    assert tokens_of(2049, 0, 1) is None
+
+
+def test_the_shapes_of_graphs_reach_from_one_row_to_all() -> None:
+    for most in (1, 5, 8, 9, 64, 256, 1000):
+        rows = [shape.rows for shape in decode_shapes(most)]
+        assert rows == sorted(set(rows))
+        assert rows[-1] == most
+        assert all(b <= max(a + 2, 1.26 * a) for a, b in pairwise(rows))

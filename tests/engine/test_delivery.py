@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from tokenspeed.core.request import Event, Finished, FinishReason, Request, TokenDelta
-from tokenspeed.engine.delivery import REST, Delivery
+from tokenspeed.engine.delivery import AT_ONCE, REST, Delivery
 from tokenspeed.engine.streams import Stream
 from tokenspeed.sim.clock import run
 
@@ -67,7 +67,7 @@ def test_tokens_gather_while_the_loop_rests_from_writing_and_the_first_and_last_
 
 
 def test_what_was_held_goes_out_by_itself_when_its_time_has_come() -> None:
-    async def main() -> tuple[list[list[int]], float]:
+    async def main() -> tuple[list[list[int]], int]:
         clock, stream, found = Clock(), stream_of("a"), []
         delivery = Delivery(clock.now)
         reader = asyncio.create_task(read(stream, found, clock))
@@ -77,16 +77,39 @@ def test_what_was_held_goes_out_by_itself_when_its_time_has_come() -> None:
             delivery.settle()
             await turns()
         held = len(found)
-        began = asyncio.get_running_loop().time()
-        while len(found) == held:
-            await asyncio.sleep(WRITING / 8)
-        waited = asyncio.get_running_loop().time() - began
+        await asyncio.sleep(REST * WRITING)  # virtual
+        await turns()
         reader.cancel()
-        return found, waited
+        return found, held
 
-    found, waited = run(main())
+    found, held = run(main())
+    assert held == 2
     assert found == [[1], [2], [3]]
-    assert waited <= REST * WRITING + WRITING / 8
+
+
+def test_a_round_lets_others_in_between_readers() -> None:
+    async def main() -> list[int]:
+        clock, found = Clock(), []
+        delivery = Delivery(clock.now)
+        streams = [stream_of(str(n)) for n in range(3 * AT_ONCE)]
+        readers = [asyncio.create_task(read(stream, found, clock)) for stream in streams]
+        for number in range(2):
+            await turns()
+            for stream in streams:
+                give(delivery, stream, token(number))
+            delivery.settle()
+        begun = len(found)
+        seen = []
+        for _ in range(12):
+            seen.append(len(found) - begun)
+            await asyncio.sleep(0)
+        for reader in readers:
+            reader.cancel()
+        return seen
+
+    seen = run(main())
+    assert seen[-1] == 3 * AT_ONCE
+    assert set(seen) >= {AT_ONCE, 2 * AT_ONCE}
 
 
 def test_whoever_keeps_up_has_every_token_by_itself() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 
 import pytest
 from hypothesis import given, settings
@@ -42,6 +42,7 @@ class Server:
         fails: set[int] | None = None,
         costs: Costs = EVEN,
         accounts: Mapping[str, Account] | None = None,
+        lead: float = 0.0,
         **options: object,
     ) -> None:
         """Steps are bounded by `step_tokens` unless the options have a `target_step_ms`."""
@@ -56,7 +57,7 @@ class Server:
             costs=costs,
             fails=lambda plan: plan.number in (fails or set()),
         )
-        self.engine = Engine(self.scheduler, self.backend)
+        self.engine = Engine(self.scheduler, self.backend, lead=lead)
 
     async def __aenter__(self) -> Server:
         self.engine.start()
@@ -130,6 +131,7 @@ def expected(made: Request, choice: int) -> list[int]:
     st.booleans(),
     st.sampled_from(sorted(POLICIES)),
     st.sampled_from([0.0, 0.5, 4.0, 30.0]),
+    st.sampled_from([0.0, 0.001, 1.0]),
 )
 @settings(max_examples=200, deadline=None)
 def test_what_a_request_gets_does_not_depend_on_what_runs_beside_it(
@@ -141,6 +143,7 @@ def test_what_a_request_gets_does_not_depend_on_what_runs_beside_it(
     prefix_cache: bool,
     policy: str,
     target_step_ms: float,
+    lead: float,
 ) -> None:
     async def client(server: Server, at: float, made: Request, vanishes: float | None) -> None:
         await asyncio.sleep(at)  # virtual
@@ -162,6 +165,7 @@ def test_what_a_request_gets_does_not_depend_on_what_runs_beside_it(
 
     async def main() -> None:
         server = Server(
+            lead=lead,
             blocks=blocks,
             prefix_cache=prefix_cache,
             step_tokens=step_tokens,
@@ -420,3 +424,32 @@ def test_the_same_workload_gives_the_same_trace() -> None:
             return server.backend.plans
 
     assert run(trace()) == run(trace())
+
+
+def test_the_step_behind_a_prefill_is_planned_shortly_before_that_ends() -> None:
+    async def main() -> list[tuple[float, int]]:
+        server = Server(lead=0.5 * EVEN.base, step_tokens=16)
+        handed: list[tuple[float, int]] = []
+        submit = server.backend.submit
+
+        def noted(plan: StepPlan) -> Awaitable[StepResult]:
+            handed.append((server.engine.now(), len(plan.rows)))
+            return submit(plan)
+
+        server.backend.submit = noted  # type: ignore[method-assign]
+        async with server:
+            long = asyncio.create_task(server.tokens(request("long", [1] * 40, 1)))
+            await asyncio.sleep(0)
+            first = server.scheduler.costs.costs.prefill(0, 16) + EVEN.base
+            await asyncio.sleep(first - 0.6 * EVEN.base)  # virtual: just before the lead begins
+            short = asyncio.create_task(server.tokens(request("short", [2, 3], 1)))
+            assert await long == expected(request("long", [1] * 40, 1), 0)
+            assert await short == expected(request("short", [2, 3], 1), 0)
+        return handed
+
+    handed = run(main())
+    began = handed[0][0]
+    second = handed[1]
+    took = EVEN.prefill(0, 16) + EVEN.base
+    assert second[0] - began == pytest.approx(took - 0.5 * EVEN.base, abs=1e-6)
+    assert second[1] == 2  # whoever came before is in it

@@ -10,8 +10,8 @@ pytest.importorskip("cupy")
 if not torch.cuda.is_available():
     pytest.skip("needs a CUDA device", allow_module_level=True)
 
-from gpu.linear.cupy_kernel import FewRowsLinear, Product
-from gpu.linear.source import PLANS, Plan
+from gpu.linear.cupy_kernel import FewRowsLinear, FewRowsProducts, FusedLinear, Product
+from gpu.linear.source import PLANS, Form, Into, Plan
 
 pytestmark = pytest.mark.gpu
 
@@ -64,11 +64,16 @@ def test_products_are_right(linear: FewRowsLinear, shape: tuple[int, int], rows:
 def test_every_plan_is_right_for_every_matrix(plan: Plan, shape: tuple[int, int]) -> None:
     outputs, inputs = shape
     product = Product(plan, torch.bfloat16)
+    gated = Product(plan, torch.bfloat16, Form(into=Into.GATED))
     for rows in (3, 16):
         x, weight, bias = (drawn(*size, dtype=torch.bfloat16) for size in ((rows, inputs), shape, (outputs,)))
         out = poisoned(rows, outputs, torch.bfloat16)
-        product(x, weight, bias, out)
+        product(x, weight, bias, None, 0.0, out)
         assert_product(out, x, weight, bias)
+        case = Case(gated.form, torch.bfloat16, rows, outputs, inputs)
+        gated(case.x, case.weight, case.bias, None, 0.0, case.out)
+        expected = case.expected()
+        assert float((case.out.double() - expected).norm() / expected.norm()) < 6e-3
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -128,16 +133,163 @@ def test_what_cannot_be_read_is_refused(linear: FewRowsLinear) -> None:
     refused = {
         "rows": (drawn(17, 64, dtype=linear.dtype), weight),
         "compiled for": (drawn(1, 64, dtype=torch.float32), weight),
-        "multiple": (drawn(1, 63, dtype=linear.dtype), drawn(32, 63, dtype=linear.dtype)),
-        "equal": (drawn(1, 56, dtype=linear.dtype), weight),
+        "is no multiple": (drawn(1, 63, dtype=linear.dtype), drawn(32, 63, dtype=linear.dtype)),
+        "make it": (drawn(1, 56, dtype=linear.dtype), weight),
         "contiguous": (drawn(1, 64, dtype=linear.dtype), drawn(64, 32, dtype=linear.dtype).T),
-        "begin at": (drawn(1, 65, dtype=linear.dtype)[:, 1:], weight),
+        "at a multiple": (drawn(1, 65, dtype=linear.dtype)[:, 1:], weight),
     }
     for word, (x, matrix) in refused.items():
         assert not linear.supports(x, matrix)
         with pytest.raises(ValueError, match=word):
             linear(x, matrix, None, out)
-    with pytest.raises(ValueError, match="writes"):
+    with pytest.raises(ValueError, match="make it"):
         linear(drawn(2, 64, dtype=linear.dtype), weight, None, out)
     with pytest.raises(ValueError, match="float32"):
         FewRowsLinear(torch.float32)
+
+
+EPS = 1e-5
+EVERY_FORM = [
+    Form(normed=normed, into=into, wide_x=wide_x, wide_out=wide_out)
+    for normed in (False, True)
+    for into in Into
+    for wide_x in (False, True)
+    for wide_out in (False, True)
+    if normed or not wide_x
+]
+
+
+class Case:
+    """Random tensors of one form; out is NaN where it is not added to."""
+
+    def __init__(self, form: Form, dtype: torch.dtype, rows: int, outputs: int, inputs: int) -> None:
+        gated = form.into is Into.GATED
+        self.form = form
+        self.x = 3 * drawn(rows, inputs, dtype=torch.float32 if form.wide_x else dtype)
+        self.weight = drawn(outputs * (1 + gated), inputs, dtype=dtype) / inputs**0.5
+        self.bias = drawn(outputs * (1 + gated), dtype=dtype)
+        self.norm = drawn(inputs, dtype=dtype) if form.normed else None
+        stream = torch.float32 if form.wide_out else dtype
+        added = form.into is Into.ADDED
+        self.out = drawn(rows, outputs, dtype=stream) if added else poisoned(rows, outputs, stream)
+        torch.cuda.synchronize()
+
+    def expected(self) -> Tensor:
+        """In float64, from what `out` holds now."""
+        y = self.x.double()
+        if self.norm is not None:
+            y = self.norm.double() * y / (y.square().mean(-1, keepdim=True) + EPS).sqrt()
+        sums = y @ self.weight.double().T
+        sums += self.bias.double()
+        match self.form.into:
+            case Into.ADDED:
+                return sums + self.out.double()
+            case Into.GATED:
+                gate, up = sums.chunk(2, dim=-1)
+                return gate / (1 + (-gate).exp()) * up
+        return sums
+
+    def run(self, op: FusedLinear, rows: slice = slice(None)) -> Tensor:
+        out = self.out[rows].clone()
+        op(self.x[rows].clone(), self.weight, out, bias=self.bias, norm=self.norm, eps=EPS)
+        return out
+
+
+@pytest.fixture(scope="module", params=EVERY_FORM, ids=str)
+def fused(request: pytest.FixtureRequest) -> FusedLinear:
+    return FusedLinear(torch.bfloat16, request.param)
+
+
+@pytest.mark.parametrize("shape", [(4096, 4096), (3072, 1024), (1000, 2056), (257, 1544), (5, 8)], ids=str)
+def test_every_form_is_right_and_no_row_minds_the_others(fused: FusedLinear, shape: tuple[int, int]) -> None:
+    for rows in (1, 8, 9, 16):
+        case = Case(fused.form, torch.bfloat16, rows, *shape)
+        out, expected = case.run(fused), case.expected()
+        few = 3 if out.numel() < 100 else 1  # sums that cancel out are not lost among many others
+        assert float((out.double() - expected).norm() / expected.norm()) < 6e-3 * few
+        for first, last in ((0, 1), (rows // 2, rows)):
+            assert torch.equal(case.run(fused, slice(first, last)), out[first:last])
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        Form(normed=True, into=Into.GATED),
+        Form(into=Into.ADDED),
+        Form(normed=True, wide_x=True, wide_out=True),
+    ],
+    ids=str,
+)
+def test_forms_in_float16(form: Form) -> None:
+    op = FusedLinear(torch.float16, form)
+    for rows in (1, 16):
+        case = Case(form, torch.float16, rows, 1000, 2056)
+        out, expected = case.run(op), case.expected()
+        assert float((out.double() - expected).norm() / expected.norm()) < 1e-3
+
+
+def test_a_layer_of_early_products_reads_what_the_one_before_wrote() -> None:
+    """Added to, normalised, gated and added to again, many times over, as a decoder does."""
+    dim, inner, rows = 1024, 3072, 3
+    add = FusedLinear(torch.bfloat16, Form(into=Into.ADDED))
+    gate = FusedLinear(torch.bfloat16, Form(normed=True, into=Into.GATED))
+    norm = drawn(dim, dtype=torch.bfloat16)
+    layers = [
+        (drawn(2 * inner, dim, dtype=torch.bfloat16) / 32, drawn(dim, inner, dtype=torch.bfloat16) / 55)
+        for _ in range(12)
+    ]
+    start, stream = drawn(rows, dim, dtype=torch.bfloat16), poisoned(rows, dim, torch.bfloat16)
+    inside = poisoned(rows, inner, torch.bfloat16)
+
+    def step() -> None:
+        for up, down in layers:
+            gate.enqueue(stream, up, inside, norm=norm, eps=EPS)
+            add.enqueue(inside, down, stream)
+
+    stream.copy_(start)
+    for up, down in layers:  # one at a time
+        gate.enqueue(stream, up, inside, norm=norm, eps=EPS)
+        torch.cuda.synchronize()
+        add.enqueue(inside, down, stream)
+        torch.cuda.synchronize()
+    expected = stream.clone()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    for _ in range(50):
+        stream.copy_(start)
+        inside.fill_(torch.nan)
+        graph.replay()
+        assert torch.equal(stream, expected)
+
+
+@pytest.mark.parametrize("inputs", [1024, 8192, 24576])
+def test_all_products_of_a_decoder(inputs: int) -> None:
+    """Also where rows must go through the matrix in two or more turns."""
+    products = FewRowsProducts(torch.bfloat16, EPS)
+    for rows in (1, 16):
+        for into in Into:
+            case = Case(Form(normed=into is not Into.ADDED, into=into), torch.bfloat16, rows, 264, inputs)
+            expected, given = case.expected(), (case.weight, case.bias, case.out)
+            if case.norm is None:
+                products.add_linear(case.x, *given)
+            elif into is Into.GATED:
+                products.norm_gated(case.x, case.norm, *given)
+            else:
+                products.norm_linear(case.x, case.norm, *given)
+                logits = poisoned(rows, 264, torch.float32)
+                products.norm_linear(case.x, case.norm, case.weight, case.bias, logits)
+                assert float((logits.double() - expected).norm() / expected.norm()) < 6e-3
+            assert float((case.out.double() - expected).norm() / expected.norm()) < 6e-3
+
+
+def test_a_form_takes_what_it_was_made_for() -> None:
+    normed = FusedLinear(torch.bfloat16, Form(normed=True))
+    case = Case(normed.form, torch.bfloat16, 2, 32, 64)
+    with pytest.raises(ValueError, match="pass a norm"):
+        normed(case.x, case.weight, case.out)
+    assert normed.supports(16, 4096)
+    assert not normed.supports(16, 16384)
+    assert normed.supports(4, 16384)
+    with pytest.raises(ValueError, match="float32 rows only where"):
+        FusedLinear(torch.bfloat16, Form(wide_x=True))

@@ -79,6 +79,19 @@ def test_rms_norm(rows: int, dim: int, dtype: torch.dtype) -> None:
     assert torch.equal(x, once)
 
 
+@pytest.mark.parametrize(("rows", "dim"), [(1, 8), (3, 264), (257, 1024), (1, 4096), (300, 8192)])
+def test_rms_norm_of_wide_rows(rows: int, dim: int, dtype: torch.dtype) -> None:
+    op = RmsNorm(dtype)
+    x, weight = random(rows, dim, dtype=torch.float32, scale=30), random(dim, dtype=dtype)
+    kept, out = x.clone(), poisoned(rows, dim, dtype=dtype)
+    op(x, weight, EPS, out)
+    assert_near(out, normed(x, weight))
+    assert torch.equal(x, kept)
+    once = out.clone()
+    replayed(lambda: op(x, weight, EPS, out), out)
+    assert torch.equal(out, once)
+
+
 @pytest.mark.parametrize(("rows", "dim"), [(1, 1024), (1, 4096), (257, 4096), (300, 8192), (5, 24)])
 def test_rms_norm_adds_first(rows: int, dim: int, dtype: torch.dtype) -> None:
     op = RmsNorm(dtype)

@@ -147,9 +147,11 @@ class NetworkDecoder:
         )
         step = StepTensors(**sent, **draws, sources=torch.full_like(sent["tokens"], -1))
         rows = len(batch.contexts)
-        self.network.set_tables(torch.from_numpy(batch.block_tables))
+        self.network.set_tables(0, torch.from_numpy(batch.block_tables))
         singles = rows if len(batch.tokens) == rows else 0
-        self.network.forward(step, Shape(rows, singles), torch.zeros(1, dtype=torch.int32))
+        shape = Shape(len(batch.tokens), singles, rows)
+        self.network.embed(step, shape, torch.zeros(1, dtype=torch.int32))
+        self.network.forward(step, shape)
         return self.network.compute_logits(step.logit_rows, len(step.logit_rows)).clone()
 
     def close(self) -> None:

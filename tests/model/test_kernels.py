@@ -50,7 +50,7 @@ def test_a_pin_takes_that_decoder_or_fails(model: Model) -> None:
 def test_unknown_pins_and_dtypes_name_what_there_is(model: Model) -> None:
     with pytest.raises(ModelError, match="no 'cuda'; there are auto, numba, reference"):
         choose(model, pin="cuda")
-    with pytest.raises(ModelError, match="no 'int8'; there are auto, bfloat16, float32"):
+    with pytest.raises(ModelError, match="no 'int8' on the CPU; there are auto, bfloat16, float32"):
         choose(model, dtype="int8")
 
 

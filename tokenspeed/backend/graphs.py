@@ -1,4 +1,4 @@
-"""Captured graphs of decode steps: one launch for all kernels of a step of so many rows."""
+"""Captured graphs: one launch for all kernels of a step, where launching each would take too long."""
 
 from __future__ import annotations
 
@@ -10,35 +10,44 @@ from typing import Any, NamedTuple
 
 import torch
 
+from tokenspeed.model.cuda.network import PADDED_ROWS, Shape
+
 logger = logging.getLogger(__name__)
 
+FUSED_ROWS = 16  # with more, attention by itself is faster
 EXACT = 8  # rows up to which every number has a graph of its own
+# Tokens of steps that prefill; with more, the device takes longer than launching does.
+MIXED = (16, 32, 64, 128, 192, 256, 320, 384, 448, 512, 640, 768, 896, 1024, 1280, 1536, 1792, 2048)
+SMALL = 512  # tokens up to which padding costs next to nothing: reading the weights takes as long
 
 
 class Graph(NamedTuple):
-    """A step of `rows` rows of one token each, padding included."""
+    """A step of one shape. `replay` enqueues it on torch's current stream."""
 
-    rows: int
-    captured: torch.cuda.CUDAGraph
-
-    def replay(self) -> None:
-        """Enqueue it on torch's current stream."""
-        self.captured.replay()
+    shape: Shape
+    replay: Callable[[], None]
 
 
-def sizes_up_to(most: int) -> list[int]:
-    """Numbers of rows worth a graph: padding adds a quarter at most, and nothing to `EXACT` or fewer."""
+def decode_shapes(most: int) -> list[Shape]:
+    """Steps that decode: padding adds a quarter at most, and nothing to `EXACT` rows or fewer."""
     sizes = [*range(1, EXACT + 1)]
     while sizes[-1] < most:
         last = sizes[-1]
         sizes.append(last + max(2, (1 << last.bit_length()) // EXACT))
-    return [*(size for size in sizes if size < most), most]
+    return [Shape(size, size, size) for size in (*(size for size in sizes if size < most), most)]
+
+
+def mixed_shapes(most_rows: int, most_tokens: int) -> list[Shape]:
+    """Steps in which some rows prefill, beside any number that decode."""
+    sizes = [size for size in MIXED if size <= most_tokens]
+    return [Shape(size, min(most_rows, size), min(most_rows, size) + PADDED_ROWS) for size in sizes]
 
 
 class Graphs:
     """Captures on a thread of its own, while steps without a graph run kernel by kernel.
 
-    `work` enqueues a step of so many rows on torch's current stream, over memory that is the same each
+    Steps that decode up to `FUSED_ROWS` rows, and attend up to `short_keys` tokens together, have graphs of
+    their own. `work` enqueues a step of a shape on torch's current stream, over memory that is the same each
     time; `warm` does what it does for the first time (loading kernels, say) and touches no memory that steps
     use. `budget_bytes` bounds what graphs take of the device's memory. A capture that fails is logged and
     ends the capturing; what was captured stays.
@@ -47,7 +56,9 @@ class Graphs:
     def __init__(
         self,
         most_rows: int,
-        work: Callable[[int], None],
+        most_tokens: int,
+        short_keys: int,
+        work: Callable[[Shape], None],
         warm: Callable[[int], None],
         *,
         device: torch.device,
@@ -55,8 +66,10 @@ class Graphs:
     ) -> None:
         self._work, self._warm, self._device = work, warm, device
         self._budget = budget_bytes
-        self._sizes = sizes_up_to(most_rows)
-        self._graphs: dict[int, Graph] = {}
+        self._short_keys = short_keys
+        self._decodes = decode_shapes(most_rows)
+        self._mixed = mixed_shapes(most_rows, most_tokens)
+        self._graphs: dict[Shape, Graph] = {}
         self._pool: Any = None
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._capture_all, name="graphs", daemon=True)
@@ -79,13 +92,33 @@ class Graphs:
         if self._thread.ident is not None:
             self._thread.join()
 
-    def find(self, rows: int) -> Graph | None:
-        """The smallest graph for so many rows, if it is captured already and pads by a half at most."""
-        first = bisect_left(self._sizes, rows)
-        for size in self._sizes[first : first + 2]:
-            if (graph := self._graphs.get(size)) is not None and size <= max(2 * rows, EXACT):
-                return graph
-        return None
+    @property
+    def shapes(self) -> list[Shape]:
+        """All that are captured, in this order."""
+        short = [s._replace(short=True) for s in self._decodes if self._short_keys and s.rows <= FUSED_ROWS]
+        return [*short, *self._decodes, *self._mixed]
+
+    def decode(self, rows: int, keys: int) -> Graph | None:
+        """For a step of so many rows of one token that attend `keys` together: the smallest one that fits, if
+        it is captured already."""
+        place = bisect_left(self._decodes, Shape(rows, 0, 0))
+        if place == len(self._decodes):
+            return None
+        shape = self._decodes[place]
+        if keys <= self._short_keys and (short := self._graphs.get(shape._replace(short=True))) is not None:
+            return short
+        return self._graphs.get(shape)
+
+    def mixed(self, tokens: int, singles: int, others: int) -> Graph | None:
+        """For a step of so many tokens, in rows of one token and others: the smallest that is worth it."""
+        place = bisect_left(self._mixed, Shape(tokens, 0, 0))
+        if place == len(self._mixed):
+            return None
+        shape = self._mixed[place]
+        fits = singles <= shape.singles and others <= shape.rows - shape.singles
+        wasted = shape.tokens - tokens
+        worth = shape.tokens <= SMALL or wasted * EXACT <= tokens
+        return self._graphs.get(shape) if fits and worth else None
 
     def _capture_all(self) -> None:
         try:
@@ -93,35 +126,35 @@ class Graphs:
                 # A stream of its own to warm up on: libraries keep a workspace for each stream, and that
                 # of the stream that captures is used by graphs, which run meanwhile.
                 warming, capturing = torch.cuda.Stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
-                for rows in self._sizes:
-                    if self._closing.is_set() or self._used_up(rows):
+                for shape in self.shapes:
+                    if self._closing.is_set() or self._used_up(shape):
                         return
                     with torch.cuda.stream(warming):
-                        self._warm(rows)
+                        self._warm(shape.tokens)
                         warming.synchronize()
                     with torch.cuda.stream(capturing):
-                        self._capture(rows)
+                        self._capture(shape)
         except Exception:
-            logger.warning("a decode step could not be captured; it runs kernel by kernel", exc_info=True)
+            logger.warning("a step could not be captured; such steps run kernel by kernel", exc_info=True)
         logger.debug("captured %d graphs in %d MiB", len(self), self.bytes_taken >> 20)
 
-    def _used_up(self, rows: int) -> bool:
+    def _used_up(self, shape: Shape) -> bool:
         if self.bytes_taken < self._budget:
             return False
-        logger.info("no memory for graphs of %d rows and more; raise [device] graphs_mib", rows)
+        logger.info("no memory for graphs of %d tokens and more; raise [device] graphs_mib", shape.tokens)
         return True
 
-    def _capture(self, rows: int) -> None:
+    def _capture(self, shape: Shape) -> None:
         """Capture one, on the current stream."""
         before, _ = torch.cuda.mem_get_info(self._device)
         graph = torch.cuda.CUDAGraph()
         # Other threads go on launching and allocating while this one captures.
         graph.capture_begin(pool=self._pool, capture_error_mode="relaxed")
         try:
-            self._work(rows)
+            self._work(shape)
         finally:
             graph.capture_end()
         self._pool = self._pool or graph.pool()
-        self._graphs[rows] = Graph(rows, graph)
+        self._graphs[shape] = Graph(shape, graph.replay)
         after, _ = torch.cuda.mem_get_info(self._device)
         self.bytes_taken += max(0, before - after)

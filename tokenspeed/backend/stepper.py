@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from tokenspeed.backend.marks import Mark, mark_on
 from tokenspeed.backend.results import SOURCE_FAILED, draws_of, result_of
 from tokenspeed.core.plan import NOTHING, Draw, Row, RowResult, StepPlan, StepResult
 from tokenspeed.core.request import Sampling, TokenLogprob
+from tokenspeed.model.batch import Int32
 from tokenspeed.model.batching import Batcher
 from tokenspeed.model.cuda.drawing import (
     RANKED_AT_ONCE,
@@ -32,8 +34,8 @@ from tokenspeed.model.cuda.drawing import (
     to_device,
     to_host,
 )
-from tokenspeed.model.cuda.network import Bounds, Network, Shape
-from tokenspeed.model.cuda.staging import Size, Staged, Staging, StepTensors, words_needed
+from tokenspeed.model.cuda.network import PADDED_ROWS, Bounds, Network, Shape
+from tokenspeed.model.cuda.staging import Size, Staging, StepTensors, words_needed
 from tokenspeed.model.sampler import Sampled
 
 WARMED = (16, 256, 2048)  # tokens of prompts
@@ -80,10 +82,8 @@ class Stepper:
         self._network, self._ops = network, ops
         self._vocab = network.spec.vocab_size
         self._batcher = Batcher(network.block_size)
-        largest = Size(bounds.tokens, bounds.rows, bounds.tokens)
-        self._staging = Staging(
-            network.device, words_needed(largest, network.table_width), buffers=IN_FLIGHT + 1
-        )
+        words = _most_words(bounds, network.table_width)
+        self._staging = Staging(network.device, words, buffers=IN_FLIGHT + 1)
         # What the last step drew, as far as its logits go, then their statuses.
         self._drawn = torch.zeros(2 * bounds.tokens, dtype=torch.int32, device=network.device)
         self._marks = [(mark_on(network.device), mark_on(network.device)) for _ in range(IN_FLIGHT + 2)]
@@ -96,7 +96,13 @@ class Stepper:
         if graph_bytes:
             device = network.device
             self.graphs = Graphs(
-                bounds.rows, self._work, network.warm, device=device, budget_bytes=graph_bytes
+                bounds.rows,
+                bounds.tokens,
+                network.short_keys,
+                self._work,
+                network.warm,
+                device=device,
+                budget_bytes=graph_bytes,
             )
 
     @torch.inference_mode()
@@ -176,11 +182,12 @@ class Stepper:
             return row._replace(tokens=(0,) * len(row.tokens), draw=None, drafts=(), targets=())
         return row
 
-    def _work(self, rows: int) -> None:
-        """What is captured: a step of so many rows of one token, up to its logits."""
-        step = self._staging.tensors(Size(rows, rows, rows))
-        self._network.forward(step, Shape(rows, rows), self._drawn)
-        self._network.compute_logits(None, rows)
+    def _work(self, shape: Shape) -> None:
+        """What is captured: a step of that shape; where all rows have one token, up to their logits."""
+        step = self._staging.tensors(Size(shape.tokens, shape.rows, shape.rows))
+        self._network.forward(step, shape)
+        if shape.singles == shape.rows:
+            self._network.compute_logits(None, shape.rows)
 
     def _enqueue(self, begun: Begun, sources: dict[int, int]) -> None:
         rows, singles = begun.order.rows, begun.order.singles
@@ -200,74 +207,90 @@ class Stepper:
     def _decode(self, begun: Begun, sources: dict[int, int]) -> None:
         """One token a row, by a captured graph where there is one: logits after every row."""
         rows = begun.order.rows
-        graph = None if self.graphs is None else self.graphs.find(len(rows))
-        count = len(rows) if graph is None else graph.rows
+        count = len(rows)
         begun.draws = [row.draw for row in rows]
-        begun.counts = [1] * len(rows)
-        step, _ = self._send(begun, Size(count, count, count), sources)
+        begun.counts = [1] * count
+        keys = sum([row.start for row in rows]) + count
+        graph = None if self.graphs is None else self.graphs.decode(count, keys)
+        shape = Shape(count, count, count) if graph is None else graph.shape
+        step, _ = self._send(begun, shape, shape.rows, sources)
         if graph is None:
-            self._work(count)
+            self._work(shape)
         else:
             graph.replay()
-        self._draw(begun, 0, self._network.logits[: len(rows)], step)
+        self._draw(begun, 0, self._network.logits[:count], step)
 
     def _mixed(self, begun: Begun, sources: dict[int, int]) -> None:
         """Rows of any number of tokens: logits where they are wanted, in parts that there is memory for."""
         rows, network = begun.order.rows, self._network
         begun.draws = [draw for row in rows for draw in draws_of(row)]
         begun.counts = [0 if row.draw is None else 1 + len(row.drafts) for row in rows]
-        tokens = sum(len(row.tokens) + len(row.drafts) for row in rows)
-        step, wanted = self._send(begun, Size(tokens, len(rows), len(begun.draws)), sources)
-        network.forward(step, Shape(len(rows), begun.order.singles), self._drawn)
+        tokens, singles = sum(len(row.tokens) + len(row.drafts) for row in rows), begun.order.singles
+        graph = None if self.graphs is None else self.graphs.mixed(tokens, singles, len(rows) - singles)
+        shape = Shape(tokens, singles, len(rows)) if graph is None else graph.shape
+        step, wanted = self._send(begun, shape, len(begun.draws), sources)
+        if graph is None:
+            network.forward(step, shape)
+        else:
+            graph.replay()
         most = network.bounds.logits
         for first in range(0, len(begun.draws), most):
             part = step.logit_rows[first : first + most]
             self._draw(begun, first, network.compute_logits(part, len(part)), step)
+        self._score(begun, wanted)
+
+    def _score(self, begun: Begun, wanted: Tensor) -> None:
+        """Enqueue the log-probabilities of what follows the tokens `wanted` in their prompts."""
+        rows, network = begun.order.rows, self._network
         targets = [target for row in rows for target in row.targets]
         alternatives = max((row.score for row in rows), default=0)
-        most = min(most, RANKED_AT_ONCE)
+        most = min(network.bounds.logits, RANKED_AT_ONCE)
         for first in range(0, len(targets), most):
             part = wanted[first : first + most]
             count = len(part)
             raw = Raw(network.compute_logits(part, count), range(count), alternatives)
-            ranked = raw.ranked(_int32(targets[first : first + count], network.device))
+            ranked = raw.ranked(to_device(np.array(targets[first : first + count], np.int32), network.device))
             begun.scored += [(ranked, row) for row in range(count)]
 
-    def _send(self, begun: Begun, size: Size, sources: dict[int, int]) -> tuple[StepTensors, Tensor]:
-        """Pack the step and send it; its arrays on the device, and the tokens whose targets are scored."""
-        rows, network = begun.order.rows, self._network
+    def _send(
+        self, begun: Begun, shape: Shape, logits: int, sources: dict[int, int]
+    ) -> tuple[StepTensors, Tensor]:
+        """Pack the step, padded to `shape`, send it and begin it; its arrays on the device, and the tokens
+        whose targets are scored."""
+        rows, singles, network = begun.order.rows, begun.order.singles, self._network
         layout = self._batcher.layout(rows)
         batch, count = layout.batch, len(layout.batch.tokens)
-        staged = self._staging.begin(size, batch.block_tables.shape[1])
+        size = Size(shape.tokens, shape.rows, logits)
+        staged = self._staging.begin(size, batch.block_tables.shape)
         arrays = staged.arrays
         arrays["tokens"][:count] = batch.tokens
+        arrays["tokens"][count:] = 0
         arrays["sources"][:] = -1
-        arrays["sources"][: begun.order.singles] = [
-            -1 if row.source < 0 else sources[row.source] for row in rows[: begun.order.singles]
+        arrays["sources"][:singles] = [
+            -1 if row.source < 0 else sources[row.source] for row in rows[:singles]
         ]
         arrays["positions"][:count] = batch.positions
+        arrays["positions"][count:] = 0
         arrays["slots"][:count] = batch.slots
-        arrays["row_starts"][: len(rows) + 1] = batch.row_starts
-        arrays["contexts"][: len(rows)] = batch.contexts
-        if size.logits == layout.drawn:  # else they come after every row
+        arrays["slots"][count:] = network.spare_block * network.block_size
+        _spread(arrays["row_starts"], batch.row_starts, singles, shape)
+        contexts, others = arrays["contexts"], len(rows) - singles
+        contexts[:] = 0
+        contexts[:singles] = batch.contexts[:singles]
+        contexts[shape.singles : shape.singles + others] = batch.contexts[singles:]
+        if logits == layout.drawn:  # else they come after every row
             arrays["logit_rows"][:] = batch.logit_rows[: layout.drawn]
-        staged.tables[: len(rows)] = batch.block_tables
-        if len(rows) < size.rows:
-            self._pad(staged, len(rows))
+        staged.tables[:] = batch.block_tables
         fill_draws(arrays, begun.draws)
-        network.set_tables(self._staging.send(staged))
+        tables = self._staging.send(staged)
+        if singles:
+            network.set_tables(0, tables[:singles])
+        if others:
+            network.set_tables(shape.singles, tables[singles:])
+        step = self._staging.tensors(size)
+        network.embed(step, shape, self._drawn)
         scored = batch.logit_rows[layout.drawn :]
-        return self._staging.tensors(size), to_device(scored, network.device) if len(scored) else self._drawn
-
-    def _pad(self, staged: Staged, rows: int) -> None:
-        """Rows beyond `rows` have one token each, in the spare block."""
-        spare, arrays = self._network.spare_block, staged.arrays
-        arrays["tokens"][rows:] = 0
-        arrays["positions"][rows:] = 0
-        arrays["slots"][rows:] = spare * self._network.block_size
-        arrays["row_starts"][rows:] = range(rows, staged.size.rows + 1)
-        arrays["contexts"][rows:] = 1
-        staged.tables[rows:] = spare
+        return step, to_device(scored, network.device) if len(scored) else self._drawn
 
     def _draw(self, begun: Begun, first: int, logits: Tensor, step: StepTensors) -> None:
         """Enqueue the draws from `logits`, those of the step from `first` on."""
@@ -296,8 +319,21 @@ class Stepper:
 
 def staging_bytes(bounds: Bounds, block_size: int) -> int:
     """What a stepper takes of the device's memory."""
-    largest = Size(bounds.tokens, bounds.rows, bounds.tokens)
-    return 4 * (words_needed(largest, -(-bounds.context // block_size)) + 2 * bounds.tokens)
+    return 4 * (_most_words(bounds, -(-bounds.context // block_size)) + 2 * bounds.tokens)
+
+
+def _most_words(bounds: Bounds, table_width: int) -> int:
+    """Of the largest step: 4 bytes each."""
+    return words_needed(Size(bounds.tokens, bounds.rows + PADDED_ROWS, bounds.tokens), table_width)
+
+
+def _spread(starts: Int32, real: Int32, singles: int, shape: Shape) -> None:
+    """Into `starts` [shape.rows + 1] those of the real rows, and of rows without tokens between and after."""
+    starts[:singles] = real[:singles]
+    starts[singles : shape.singles] = real[singles]
+    others = len(real) - 1 - singles
+    starts[shape.singles : shape.singles + others] = real[singles:-1]
+    starts[shape.singles + others :] = real[-1]
 
 
 def _ordered(rows: list[Row]) -> _Order:
@@ -359,7 +395,3 @@ def _raws(logits: Tensor, draws: Sequence[Draw | None]) -> list[tuple[Raw, list[
     parts = [asked[first : first + RANKED_AT_ONCE] for first in range(0, len(asked), RANKED_AT_ONCE)]
     most = max((draw.sampling.logprobs or 0 for draw in draws if draw is not None), default=0)
     return [(Raw(logits, part, most), part) for part in parts]
-
-
-def _int32(values: Sequence[int], device: torch.device) -> Tensor:
-    return torch.tensor(values, dtype=torch.int32, device=device)

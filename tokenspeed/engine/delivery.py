@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 
 from tokenspeed.engine.streams import Stream
 
 # What writing to all streams took is what they rest before the next time: at most half of the loop's time.
 REST = 1.0
+AT_ONCE = 32  # readers woken before the loop looks at anything else, such as the end of a step
 
 
 class Delivery:
@@ -24,6 +26,7 @@ class Delivery:
         """`now` is the engine's clock, in seconds."""
         self._now = now
         self._held: dict[Stream, None] = {}
+        self._writing: deque[Stream] = deque()  # those of the round that are still to be woken
         self._due = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
@@ -38,7 +41,7 @@ class Delivery:
 
     def settle(self) -> None:
         """Begin a round if it is due; else see to it that it begins when it is."""
-        if not self._held:
+        if not self._held or self._writing:
             return
         rest = self._due - self._now()
         if rest <= 0.0:
@@ -55,13 +58,23 @@ class Delivery:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        held, self._held = self._held, {}
-        began = self._now()
-        for stream in held:
-            stream.wake()
-        # The loop is first come, first served: by then all of them have written.
-        asyncio.get_running_loop().call_soon(self._written, began)
+        self._writing.extend(self._held)
+        self._held = {}
+        self._wake_some(0.0)
 
-    def _written(self, began: float) -> None:
+    def _wake_some(self, spent: float) -> None:
+        """Wake the next of the round; writing took `spent` seconds so far."""
+        began = self._now()
+        for _ in range(min(AT_ONCE, len(self._writing))):
+            self._writing.popleft().wake()
+        # The loop is first come, first served: by then all of them have written.
+        asyncio.get_running_loop().call_soon(self._written, spent, began)
+
+    def _written(self, spent: float, began: float) -> None:
         now = self._now()
-        self._due = now + REST * (now - began)
+        spent += now - began
+        if self._writing:
+            self._wake_some(spent)
+            return
+        self._due = now + REST * spent
+        self.settle()

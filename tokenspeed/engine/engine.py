@@ -45,8 +45,13 @@ class Engine:
         observers: Sequence[Observer] = (),
         *,
         clock: Callable[[], float] | None = None,
+        lead: float = 0.0,
     ) -> None:
-        """`clock` is in seconds; None takes the running loop's, which in a simulation is virtual."""
+        """`clock` is in seconds; None takes the running loop's, which in a simulation is virtual.
+
+        The step behind one that prefills is planned `lead` seconds before that one should end: as late as
+        the host can, so that whoever arrives is in it, and as early as the device needs.
+        """
         self.scheduler = scheduler
         self._observers = tuple(observers)
         self._backend = backend
@@ -56,6 +61,8 @@ class Engine:
         self._flight: deque[Flight] = deque()
         self._free_since = 0.0  # when the device had done its last step
         self._rested = True  # there was nothing to do
+        self._lead = lead
+        self._timer: asyncio.TimerHandle | None = None  # for the step behind one that prefills
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._accepting = False
@@ -127,6 +134,8 @@ class Engine:
     async def stop(self) -> None:
         """End what still runs with an error, then the loop, then the device."""
         self._accepting = False
+        if self._timer is not None:
+            self._timer.cancel()
         self._end_all("the server stopped")
         if self._task is not None:
             self._task.cancel()
@@ -165,15 +174,35 @@ class Engine:
     def _hand_over(self) -> None:
         """Fill the device's queue: one step, and one more where steps are short (`run_ahead`)."""
         while len(self._flight) <= self.scheduler.options.run_ahead:
-            if self._flight and self._flight[-1].plan.prefills:
-                return  # a prefill hides the host's time, and whoever arrives meanwhile is in the next step
             now = self.now()
+            if self._flight and not self._may_pass(self._flight[-1], now):
+                return
             plan = self.scheduler.plan(now)
             if plan is None:
                 return
             costs, rested = self.scheduler.costs.costs, self._rested
             self._flight.append(Flight(plan, self._backend.submit(plan), now, costs, rested))
             self._rested = False
+
+    def _may_pass(self, flight: Flight, now: float) -> bool:
+        """Whether the next step may be planned while this one runs.
+
+        A prefill is long enough to hide the host's time, and whoever arrives meanwhile is to be in the next
+        step: that is planned when this one has ended, or shortly before it should.
+        """
+        if not flight.plan.prefills:
+            return True
+        if self._lead <= 0.0 or len(self._flight) > 1:
+            return False
+        rest = flight.since + flight.plan.seconds - self._lead - now
+        if rest > 0.0 and self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(rest, self._hand_over_early)
+        return rest <= 0.0
+
+    def _hand_over_early(self) -> None:
+        self._timer = None
+        if self._flight:  # else the loop does so itself
+            self._hand_over()
 
     async def _take_in(self) -> list[Happening]:
         flight = self._flight[0]

@@ -51,6 +51,7 @@ class KernelOptions:
 
     decoder: str = option("auto", choices=("auto", "numba", "reference"))
     paged_attention: str = option("auto", choices=("auto", "cupy", "numba", "reference"))
+    decode_attention: str = option("auto", choices=("auto", "cupy", "apart"))
     prefill_attention: str = option("auto", choices=("auto", "cupy", "torch", "reference"))
     products: str = option("auto", choices=("auto", "cupy", "torch"))
     rms_norm: str = option("auto", choices=("auto", "cupy", "reference"))

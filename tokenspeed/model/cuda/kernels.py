@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import torch
 
 from gpu.paged_attention.source import TILE, Heads
-from gpu.table import REFERENCE, Ops
+from gpu.table import REFERENCE, DecodeAttention, Ops
 from tokenspeed.errors import ModelError
-from tokenspeed.model.cuda.network import Bounds
+from tokenspeed.model.cuda.network import RESIDUAL, Bounds
 from tokenspeed.model.cuda.products import ByRows, ManyRows, Products
 from tokenspeed.model.options import KernelOptions
 from tokenspeed.model.spec import ModelSpec
@@ -82,6 +82,10 @@ def _heads(context: Context) -> tuple[Any, ...]:
     return (context.heads,)
 
 
+def _embedding(context: Context) -> tuple[Any, ...]:
+    return (context.dtype, RESIDUAL)
+
+
 def _any_heads(context: Context) -> tuple[Any, ...]:
     return (context.heads,)
 
@@ -124,7 +128,7 @@ MAKERS: Mapping[str, Mapping[str, Maker]] = MappingProxyType(
             "reference": _reference("silu_mul"),
         },
         "embed": {
-            "cupy": _made("gpu.embed.cupy_kernel", "Embed", _dtype),
+            "cupy": _made("gpu.embed.cupy_kernel", "Embed", _embedding),
             "reference": _reference("embed"),
         },
         "sample": {
@@ -165,13 +169,17 @@ def choose(context: Context, device: torch.device, options: KernelOptions) -> Ch
             name: pool.submit(_resolve, name, pin, context, device) for name, pin in pins_of(options).items()
         }
         few = pool.submit(_few, context, options.products, device)
+        fused = pool.submit(_fused, context, options.decode_attention, device)
         found = {name: future.result() for name, future in waiting.items()}
         products, product_name = few.result()
-    ops = Ops(linear=REFERENCE.linear, **{name: op for name, (_, op) in found.items()})
+        short, short_name = fused.result()
+    chosen = {name: op for name, (_, op) in found.items()}
+    ops = Ops(linear=REFERENCE.linear, decode_attention=short, **chosen)
     by_name: dict[str, list[str]] = {}
     for name, (implementation, _) in found.items():
         by_name.setdefault(implementation, []).append(name)
     by_name.setdefault(product_name, []).append("products")
+    by_name.setdefault(short_name, []).append("decode_attention")
     told = "; ".join(f"{implementation} for {', '.join(names)}" for implementation, names in by_name.items())
     many = _many(context, ops, device)
     return Chosen(
@@ -203,12 +211,34 @@ def _few(context: Context, pin: str, device: torch.device) -> tuple[Products | N
     try:
         with torch.cuda.device(device):
             module = importlib.import_module("gpu.linear.cupy_kernel")
-            return module.FewRowsProducts(context.dtype, context.spec.norm_eps), "cupy"
-    except (ImportError, ValueError, RuntimeError, AttributeError) as error:
+            wide = context.dtype != RESIDUAL
+            return module.FewRowsProducts(context.dtype, context.spec.norm_eps, wide=wide), "cupy"
+    except (ImportError, ValueError, RuntimeError) as error:
         if pin == "cupy":
             told = _first_line(error)
             raise ModelError(f"[kernels] products = 'cupy' cannot be had: {told}; use 'auto'") from error
         return None, "torch"
+
+
+def _fused(context: Context, pin: str, device: torch.device) -> tuple[DecodeAttention | None, str]:
+    """What rotates, writes and attends in one kernel, for rows of one token and short contexts."""
+    if pin == "apart":
+        return None, "apart"
+    spec = context.spec
+    try:
+        (heads,) = _heads(context)
+        with torch.cuda.device(device):
+            module = importlib.import_module("gpu.decode_attention.cupy_kernel")
+            # What it reads early was written before the graph began that it is captured in.
+            op = module.DecodeAttention(heads, context.pairs, normed=spec.qk_norm, settled=True)
+            return op.enqueue, "cupy"
+    except (ImportError, ValueError, RuntimeError) as error:
+        if pin == "cupy":
+            told = _first_line(error)
+            raise ModelError(
+                f"[kernels] decode_attention = 'cupy' cannot be had: {told}; use 'auto'"
+            ) from error
+        return None, "apart"
 
 
 def _many(context: Context, ops: Ops, device: torch.device) -> Products:

@@ -17,13 +17,22 @@ from tokenspeed.model.cuda.weights import PlacedLayer, PlacedWeights
 from tokenspeed.model.spec import ModelSpec
 
 ATTENDED_AT_ONCE = 1024  # rows of one call of decode attention
+RESIDUAL = torch.float32
+SHORT_KEYS = 256  # tokens of a head that a multiprocessor attends while the others have no more
+PADDED_ROWS = 16  # that a step may have beyond those that the scheduler plans
 
 
 class Shape(NamedTuple):
-    """Of a step: how many rows it has, and how many of these, the first ones, have one token each."""
+    """Of a step: its tokens, and its rows, of which the first `singles` have one token each, or none.
 
-    rows: int
+    The others have any number of tokens. Rows without tokens, and tokens that belong to no row, may pad a
+    step to the shape of a captured graph; such tokens write to the spare block.
+    """
+
+    tokens: int
     singles: int
+    rows: int
+    short: bool = False  # rows of one token alone, and such contexts that `decode_attention` takes them
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +48,7 @@ class Bounds:
 class _Activations(NamedTuple):
     """Views of the workspace for so many tokens."""
 
-    hidden: Tensor  # [tokens, hidden]
+    hidden: Tensor  # float32 [tokens, hidden]
     qkv: Tensor  # [tokens, (heads + 2 * kv_heads) * head_dim]
     query: Tensor  # [tokens, heads, head_dim], of qkv; key and value likewise
     key: Tensor
@@ -78,24 +87,36 @@ class Network:
         self._inverse_frequencies = torch.tensor(
             spec.rope.inverse_frequencies, dtype=torch.float32, device=self.device
         )
-        self._hidden = self._made(bounds.tokens, spec.hidden_size)
+        # The sum over layers is kept in float32: rounded each time, it is what errs most in bfloat16.
+        self._hidden = torch.empty(bounds.tokens, spec.hidden_size, dtype=RESIDUAL, device=self.device)
         self._qkv = self._made(bounds.tokens, (spec.heads + 2 * spec.kv_heads) * spec.head_dim)
         self._attended = self._made(bounds.tokens, spec.heads * spec.head_dim)
         self._gated = self._made(bounds.tokens, spec.intermediate_size)
         angles = (bounds.tokens, spec.rope.rotary_dim // 2)
         self._cos = torch.empty(angles, dtype=torch.float32, device=self.device)
         self._sin = torch.empty(angles, dtype=torch.float32, device=self.device)
-        self._last = self._made(bounds.logits, spec.hidden_size)
+        self._last = torch.empty(bounds.logits, spec.hidden_size, dtype=RESIDUAL, device=self.device)
         self.logits = torch.empty(bounds.logits, spec.vocab_size, dtype=torch.float32, device=self.device)
         blocks = -(-bounds.context // block_size)
-        self._tables = torch.zeros(bounds.rows, blocks, dtype=torch.int32, device=self.device)
+        rows = bounds.rows + PADDED_ROWS
+        self._tables = torch.zeros(rows, blocks, dtype=torch.int32, device=self.device)
         self._pool = torch.empty(0, dtype=self.dtype, device=self.device)
         self._activations = lru_cache(maxsize=64)(self._views)
 
     @property
     def spare_block(self) -> int:
-        """Where padding rows write, and what padding tables name."""
+        """Where tokens write that belong to no row."""
         return self._pool.shape[2] - 1
+
+    @property
+    def short_keys(self) -> int:
+        """How many tokens rows may attend together in a step whose shape is `short`; 0: there is none."""
+        if self._ops.decode_attention is None:
+            return 0
+        if self.device.type == "cpu":
+            return SHORT_KEYS
+        multiprocessors = torch.cuda.get_device_properties(self.device).multi_processor_count
+        return SHORT_KEYS * multiprocessors // self.spec.kv_heads
 
     @property
     def table_width(self) -> int:
@@ -106,40 +127,44 @@ class Network:
         spec = self.spec
         shape = (spec.layers, 2, blocks + 1, self.block_size, spec.kv_heads, spec.head_dim)
         try:
-            # Zeros: what a padding row reads is finite.
-            self._pool = torch.zeros(shape, dtype=self.dtype, device=self.device)
+            self._pool = torch.empty(shape, dtype=self.dtype, device=self.device)
         except RuntimeError as error:  # torch.OutOfMemoryError is one
             gib = (blocks + 1) * block_bytes(spec, self.block_size, self.dtype) / 2**30
             raise ModelError(
                 f"{gib:.1f} GiB of KV memory cannot be allocated; lower [cache] memory_mib"
             ) from error
 
-    def set_tables(self, tables: Tensor) -> None:
-        """Take the block tables of a step, int32 [rows, width], into the network's own."""
+    def set_tables(self, first: int, tables: Tensor) -> None:
+        """Take block tables, int32 [rows, width], as those of the step's rows from `first` on."""
         rows, width = tables.shape
-        self._tables[:rows, :width].copy_(tables)
+        self._tables[first : first + rows, :width].copy_(tables)
 
-    def forward(self, step: StepTensors, shape: Shape, sampled: Tensor) -> None:
-        """Write the step's keys and values to their slots, and `hidden` of all its tokens.
+    def embed(self, step: StepTensors, shape: Shape, sampled: Tensor) -> None:
+        """Begin a step: from token ids to hidden states.
 
-        `sampled` int32 is what the step before drew, which `step.sources` refer to.
+        `sampled` int32 is what the step before drew, which `step.sources` refer to. This is no part of what
+        is captured: a graph begins when all before it has ended, so its kernels may read what was written
+        here while those ahead of them still run.
         """
-        spec, ops, products, weights = self.spec, self._ops, self._products, self._weights
-        tokens = len(step.tokens)
-        views = self._activations(tokens)
-        ops.embed(
+        views = self._activations(shape.tokens)
+        self._ops.embed(
             step.tokens,
             step.sources,
             sampled,
             step.positions,
-            weights.embedding,
+            self._weights.embedding,
             self._inverse_frequencies,
-            spec.rope.attention_scaling,
+            self.spec.rope.attention_scaling,
             views.hidden,
             views.cos,
             views.sin,
         )
-        for number, layer in enumerate(weights.layers):
+
+    def forward(self, step: StepTensors, shape: Shape) -> None:
+        """Through all layers: write keys and values to their slots, and the last hidden states."""
+        products = self._products
+        views = self._activations(shape.tokens)
+        for number, layer in enumerate(self._weights.layers):
             products.norm_linear(views.hidden, layer.input_norm, layer.qkv, layer.qkv_bias, views.qkv)
             self._attend(number, views, step, shape)
             products.add_linear(views.flat, layer.output, layer.output_bias, views.hidden)
@@ -162,16 +187,26 @@ class Network:
         on torch's current stream, over memory of its own."""
         spec, layer = self.spec, self._weights.layers[0]
         queries = spec.heads * spec.head_dim
-        hidden = torch.zeros(rows, spec.hidden_size, dtype=self.dtype, device=self.device)
-        for matrix, out in ((layer.qkv, None), (layer.gate_up, None), (self._weights.head, torch.float32)):
-            made = torch.empty(rows, len(matrix), dtype=out or self.dtype, device=self.device)
-            multiply(hidden, matrix, None, made)
+        normed = torch.zeros(rows, spec.hidden_size, dtype=self.dtype, device=self.device)
+        matrices = [(layer.qkv, self.dtype), (layer.gate_up, self.dtype)]
+        if rows <= self.bounds.logits:
+            matrices.append((self._weights.head, torch.float32))
+        for matrix, kind in matrices:
+            multiply(normed, matrix, None, normed.new_empty(rows, len(matrix), dtype=kind))
+        hidden = normed.to(RESIDUAL)
         for matrix, inputs in ((layer.output, queries), (layer.down, spec.intermediate_size)):
-            add_product(hidden.new_zeros(rows, inputs), matrix, None, hidden)
+            add_product(normed.new_zeros(rows, inputs), matrix, None, hidden)
 
     def _attend(self, number: int, views: _Activations, step: StepTensors, shape: Shape) -> None:
         spec, ops = self.spec, self._ops
         keys, values = self._pool[number]  # each [blocks, block_size, kv_heads, head_dim]
+        rest = (spec.attention_scale, spec.windows[number])
+        if shape.short and ops.decode_attention is not None:
+            rotated = (views.query, views.key, views.value, views.cos, views.sin)
+            tables = self._tables[: shape.rows]
+            norms = self._norms[number]
+            ops.decode_attention(*rotated, keys, values, tables, step.contexts, *rest, views.attended, norms)
+            return
         ops.rope_write_kv(
             views.query,
             views.key,
@@ -183,7 +218,6 @@ class Network:
             values,
             self._norms[number],
         )
-        rest = (spec.attention_scale, spec.windows[number])
         for first in range(0, shape.singles, ATTENDED_AT_ONCE):
             last = min(first + ATTENDED_AT_ONCE, shape.singles)
             ops.paged_attention(
@@ -244,9 +278,9 @@ def block_bytes(spec: ModelSpec, block_size: int, dtype: torch.dtype) -> int:
 def workspace_bytes(spec: ModelSpec, bounds: Bounds, block_size: int, dtype: torch.dtype) -> int:
     """What a network takes beside weights and KV memory; `Products` included."""
     heads = (2 * spec.heads + 2 * spec.kv_heads) * spec.head_dim
-    # Twice the hidden size: a copy of it, normalised. Three times the inner: gates, ups, both gated.
-    token = (2 * spec.hidden_size + heads + 3 * spec.intermediate_size) * dtype.itemsize
-    token += 4 * spec.rope.rotary_dim
-    logit = spec.hidden_size * dtype.itemsize + 4 * spec.vocab_size
-    tables = 4 * bounds.rows * -(-bounds.context // block_size)
+    # The hidden size again for a copy of it, normalised. Three times the inner: gates, ups, both gated.
+    token = (spec.hidden_size + heads + 3 * spec.intermediate_size) * dtype.itemsize
+    token += RESIDUAL.itemsize * spec.hidden_size + 4 * spec.rope.rotary_dim
+    logit = RESIDUAL.itemsize * spec.hidden_size + 4 * spec.vocab_size
+    tables = 4 * (bounds.rows + PADDED_ROWS) * -(-bounds.context // block_size)
     return bounds.tokens * token + bounds.logits * logit + tables

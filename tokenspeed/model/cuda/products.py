@@ -12,7 +12,8 @@ from gpu.table import Ops
 
 
 class Products(Protocol):
-    """What a layer multiplies. Matrices are [out, in]; a bias may be None."""
+    """What a layer multiplies. Matrices are [out, in]; a bias may be None. What is normalised, and what is
+    added to, may be float32."""
 
     def norm_linear(self, x: Tensor, norm: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
         """out = rms_norm(x, norm) @ weight.T + bias; out may be float32 (then without a bias)."""
@@ -88,4 +89,7 @@ def add_product(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> 
     """out += x @ weight.T + bias, through torch."""
     if bias is not None:
         out += bias
-    torch.addmm(out, x, weight.T, out=out)
+    if out.dtype == x.dtype:
+        torch.addmm(out, x, weight.T, out=out)
+    else:  # sums are in float32 anyway
+        torch.ops.aten.addmm.dtype_out(out, x, weight.T, out.dtype, out=out)

@@ -86,9 +86,8 @@ class StepTensors:
 
 
 class Staged(NamedTuple):
-    """A buffer on the host while it is filled: its arrays by name, and the tables [rows, width]."""
+    """A buffer on the host while it is filled: its arrays by name, and the block tables of its rows."""
 
-    size: Size
     arrays: dict[str, NDArray[Any]]
     tables: NDArray[np.int32]
     words: int
@@ -115,8 +114,8 @@ class Staging:
         """On the device."""
         return self._device.nbytes
 
-    def begin(self, size: Size, width: int) -> Staged:
-        """The next buffer, as arrays to fill; what they held before is still in them."""
+    def begin(self, size: Size, tables: tuple[int, ...]) -> Staged:
+        """The next buffer, as arrays to fill and `tables` [rows, width]; it holds what it held before."""
         turn, self._next = self._next, (self._next + 1) % len(self._host)
         memory = self._arrays[turn]
         layout, end = layout_of(size)
@@ -124,8 +123,8 @@ class Staging:
             name: memory[array.start : array.start + array.words].view(array.numpy)
             for name, array in layout.items()
         }
-        words = end + size.rows * width
-        return Staged(size, arrays, memory[end:words].reshape(size.rows, width), words, turn)
+        words = end + tables[0] * tables[1]
+        return Staged(arrays, memory[end:words].reshape(tables), words, turn)
 
     def send(self, staged: Staged) -> Tensor:
         """Enqueue the copy; the tables [rows, width] on the device."""

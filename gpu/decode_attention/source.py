@@ -1,0 +1,56 @@
+"""The CUDA source of decode_attention, and the constants that a model asks for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from gpu.paged_attention.source import Heads
+from gpu.source import Constants, Source
+
+HEAD_DIMS = (64, 128)
+DTYPES = (torch.bfloat16, torch.float16)
+TILE = 16  # tokens
+WARPS, RING = 8, 2  # of a block; tiles of keys and values that a warp has on their way
+MOST_ROWS, MOST_GROUP, MOST_SPLITS = 32, 16, 16
+
+SOURCE = Source(
+    Path(__file__).with_name("kernel.cu"),
+    functions=("decode_attention",),
+    variants=tuple(
+        {"HEAD_DIM": head_dim, "PAIRS": pairs, "HALF": half, "NORMED": normed}
+        for head_dim, pairs, half, normed in (
+            (128, 64, 0, 0),
+            (128, 64, 0, 1),
+            (64, 32, 1, 0),
+            (128, 32, 1, 1),
+        )
+    ),
+    shared=(Path(__file__).parents[1] / "common.cuh",),
+)
+
+
+def constants(shape: Heads, pairs: int, normed: bool) -> Constants:
+    """For a model; `ValueError` where the kernel does not take it."""
+    if shape.head_dim not in HEAD_DIMS:
+        raise ValueError(
+            f"decode_attention: head_dim is {shape.head_dim}; the CUDA kernel takes one of {HEAD_DIMS}"
+        )
+    if shape.dtype not in DTYPES:
+        raise ValueError(
+            f"decode_attention: dtype is {shape.dtype}; the CUDA kernel takes bfloat16 or float16"
+        )
+    if shape.heads % shape.kv_heads or shape.group > MOST_GROUP:
+        raise ValueError(
+            f"decode_attention: {shape.heads} heads over {shape.kv_heads} kv heads;"
+            f" the CUDA kernel takes up to {MOST_GROUP} to each"
+        )
+    each = shape.head_dim // 32  # elements of a head, for a lane
+    if not 0 < 2 * pairs <= shape.head_dim or pairs % each:
+        raise ValueError(
+            f"decode_attention: {pairs} pairs turn in heads of {shape.head_dim}; the CUDA kernel takes"
+            f" multiples of {each} up to {shape.head_dim // 2}"
+        )
+    half = int(shape.dtype == torch.float16)
+    return {"HEAD_DIM": shape.head_dim, "PAIRS": pairs, "HALF": half, "NORMED": int(normed)}
