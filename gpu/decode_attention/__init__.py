@@ -9,8 +9,18 @@ sequence. That is, with starts = 0, 1, ... and slots[r] the place of entry conte
     paged_attention(query, key_pool, value_pool, block_tables, starts, contexts, scale, window, out)
 
 but for query, which is left as it is. Rows with a context of 0 are passed over. No two rows may end in the
-same entry of a block. For shapes and types see those two; all tensors are bfloat16 or float16 but cos, sin
-(float32, [rows, pairs]), block_tables (int32, [rows, most blocks of a row]) and contexts (int32, [rows]).
+same entry of a block.
+
+| tensor               | shape                                    | dtype                          |
+|----------------------|------------------------------------------|--------------------------------|
+| query                | [rows, heads, head_dim]                  | bfloat16, float16              |
+| key, value           | [rows, kv_heads, head_dim]               | as query                       |
+| cos, sin             | [rows, pairs], 2 * pairs <= head_dim     | float32                        |
+| key_pool, value_pool | [blocks, block_size, kv_heads, head_dim] | as query                       |
+| block_tables         | [rows, most blocks of a row], padded     | int32                          |
+| contexts             | [rows]                                   | int32                          |
+| out                  | [rows, heads, head_dim]                  | as query                       |
+| norms.query, .key    | [head_dim]                               | as query                       |
 
 The CUDA kernel takes up to 32 rows, heads 64 or 128 wide, up to 16 heads to a kv head, and blocks of a
 multiple of 16. It holds for any contexts, so a captured graph does. A row's context is split into parts of

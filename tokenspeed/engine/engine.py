@@ -194,7 +194,8 @@ class Engine:
             return True
         if self._lead <= 0.0 or len(self._flight) > 1:
             return False
-        rest = flight.since + flight.plan.seconds - self._lead - now
+        began = max(flight.since, self._free_since)
+        rest = began + flight.plan.seconds - self._lead - now
         if rest > 0.0 and self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(rest, self._hand_over_early)
         return rest <= 0.0
