@@ -18,24 +18,22 @@ from torch import Tensor
 from gpu.table import Ops
 from tokenspeed.backend.graphs import Graphs
 from tokenspeed.backend.marks import Mark, mark_on
+from tokenspeed.backend.packing import Packer, most_words
 from tokenspeed.backend.results import SOURCE_FAILED, draws_of, result_of
 from tokenspeed.core.plan import NOTHING, Draw, Row, RowResult, StepPlan, StepResult
 from tokenspeed.core.request import Sampling, TokenLogprob
-from tokenspeed.model.batch import Int32
-from tokenspeed.model.batching import Batcher
 from tokenspeed.model.cuda.drawing import (
     RANKED_AT_ONCE,
     Ranked,
     Raw,
     adjust,
     adjustments_of,
-    fill_draws,
     sampled_of,
     to_device,
     to_host,
 )
-from tokenspeed.model.cuda.network import PADDED_ROWS, Bounds, Network, Shape
-from tokenspeed.model.cuda.staging import Size, Staging, StepTensors, words_needed
+from tokenspeed.model.cuda.network import Bounds, Network, Shape
+from tokenspeed.model.cuda.staging import StepTensors
 from tokenspeed.model.sampler import Sampled
 
 WARMED = (16, 256, 2048)  # tokens of prompts
@@ -81,9 +79,7 @@ class Stepper:
         bounds = network.bounds
         self._network, self._ops = network, ops
         self._vocab = network.spec.vocab_size
-        self._batcher = Batcher(network.block_size)
-        words = _most_words(bounds, network.table_width)
-        self._staging = Staging(network.device, words, buffers=IN_FLIGHT + 1)
+        self._packer = Packer(network, buffers=IN_FLIGHT + 1)
         # What the last step drew, as far as its logits go, then their statuses.
         self._drawn = torch.zeros(2 * bounds.tokens, dtype=torch.int32, device=network.device)
         self._marks = [(mark_on(network.device), mark_on(network.device)) for _ in range(IN_FLIGHT + 2)]
@@ -184,8 +180,7 @@ class Stepper:
 
     def _work(self, shape: Shape) -> None:
         """What is captured: a step of that shape; where all rows have one token, up to their logits."""
-        step = self._staging.tensors(Size(shape.tokens, shape.rows, shape.rows))
-        self._network.forward(step, shape)
+        self._network.forward(self._packer.tensors(shape), shape)
         if shape.singles == shape.rows:
             self._network.compute_logits(None, shape.rows)
 
@@ -213,7 +208,8 @@ class Stepper:
         keys = sum([row.start for row in rows]) + count
         graph = None if self.graphs is None else self.graphs.decode(count, keys)
         shape = Shape(count, count, count) if graph is None else graph.shape
-        step, _ = self._send(begun, shape, shape.rows, sources)
+        step = self._packer.decode(rows, shape, begun.draws, sources)
+        self._network.embed(step, shape, self._drawn)
         if graph is None:
             self._work(shape)
         else:
@@ -228,7 +224,8 @@ class Stepper:
         tokens, singles = sum(len(row.tokens) + len(row.drafts) for row in rows), begun.order.singles
         graph = None if self.graphs is None else self.graphs.mixed(tokens, singles, len(rows) - singles)
         shape = Shape(tokens, singles, len(rows)) if graph is None else graph.shape
-        step, wanted = self._send(begun, shape, len(begun.draws), sources)
+        step, scored = self._packer.mixed(rows, singles, shape, begun.draws, sources)
+        network.embed(step, shape, self._drawn)
         if graph is None:
             network.forward(step, shape)
         else:
@@ -237,7 +234,8 @@ class Stepper:
         for first in range(0, len(begun.draws), most):
             part = step.logit_rows[first : first + most]
             self._draw(begun, first, network.compute_logits(part, len(part)), step)
-        self._score(begun, wanted)
+        if len(scored):
+            self._score(begun, to_device(scored, network.device))
 
     def _score(self, begun: Begun, wanted: Tensor) -> None:
         """Enqueue the log-probabilities of what follows the tokens `wanted` in their prompts."""
@@ -252,52 +250,12 @@ class Stepper:
             ranked = raw.ranked(to_device(np.array(targets[first : first + count], np.int32), network.device))
             begun.scored += [(ranked, row) for row in range(count)]
 
-    def _send(
-        self, begun: Begun, shape: Shape, logits: int, sources: dict[int, int]
-    ) -> tuple[StepTensors, Tensor]:
-        """Pack the step, padded to `shape`, send it and begin it; its arrays on the device, and the tokens
-        whose targets are scored."""
-        rows, singles, network = begun.order.rows, begun.order.singles, self._network
-        layout = self._batcher.layout(rows)
-        batch, count = layout.batch, len(layout.batch.tokens)
-        size = Size(shape.tokens, shape.rows, logits)
-        staged = self._staging.begin(size, batch.block_tables.shape)
-        arrays = staged.arrays
-        arrays["tokens"][:count] = batch.tokens
-        arrays["tokens"][count:] = 0
-        arrays["sources"][:] = -1
-        arrays["sources"][:singles] = [
-            -1 if row.source < 0 else sources[row.source] for row in rows[:singles]
-        ]
-        arrays["positions"][:count] = batch.positions
-        arrays["positions"][count:] = 0
-        arrays["slots"][:count] = batch.slots
-        arrays["slots"][count:] = network.spare_block * network.block_size
-        _spread(arrays["row_starts"], batch.row_starts, singles, shape)
-        contexts, others = arrays["contexts"], len(rows) - singles
-        contexts[:] = 0
-        contexts[:singles] = batch.contexts[:singles]
-        contexts[shape.singles : shape.singles + others] = batch.contexts[singles:]
-        if logits == layout.drawn:  # else they come after every row
-            arrays["logit_rows"][:] = batch.logit_rows[: layout.drawn]
-        staged.tables[:] = batch.block_tables
-        fill_draws(arrays, begun.draws)
-        tables = self._staging.send(staged)
-        if singles:
-            network.set_tables(0, tables[:singles])
-        if others:
-            network.set_tables(shape.singles, tables[singles:])
-        step = self._staging.tensors(size)
-        network.embed(step, shape, self._drawn)
-        scored = batch.logit_rows[layout.drawn :]
-        return step, to_device(scored, network.device) if len(scored) else self._drawn
-
     def _draw(self, begun: Begun, first: int, logits: Tensor, step: StepTensors) -> None:
         """Enqueue the draws from `logits`, those of the step from `first` on."""
         count, total = len(logits), len(begun.draws)
         draws = begun.draws[first : first + count]
-        raws = _raws(logits, draws)
-        if (given := adjustments_of(draws)) is not None:
+        raws = [] if self._packer.plain else _raws(logits, draws)
+        if not self._packer.plain and (given := adjustments_of(draws)) is not None:
             adjust(self._ops, logits, given)
         some = slice(first, first + count)
         tokens = self._drawn[some]
@@ -319,21 +277,7 @@ class Stepper:
 
 def staging_bytes(bounds: Bounds, block_size: int) -> int:
     """What a stepper takes of the device's memory."""
-    return 4 * (_most_words(bounds, -(-bounds.context // block_size)) + 2 * bounds.tokens)
-
-
-def _most_words(bounds: Bounds, table_width: int) -> int:
-    """Of the largest step: 4 bytes each."""
-    return words_needed(Size(bounds.tokens, bounds.rows + PADDED_ROWS, bounds.tokens), table_width)
-
-
-def _spread(starts: Int32, real: Int32, singles: int, shape: Shape) -> None:
-    """Into `starts` [shape.rows + 1] those of the real rows, and of rows without tokens between and after."""
-    starts[:singles] = real[:singles]
-    starts[singles : shape.singles] = real[singles]
-    others = len(real) - 1 - singles
-    starts[shape.singles : shape.singles + others] = real[singles:-1]
-    starts[shape.singles + others :] = real[-1]
+    return 4 * (most_words(bounds, -(-bounds.context // block_size)) + 2 * bounds.tokens)
 
 
 def _ordered(rows: list[Row]) -> _Order:

@@ -87,6 +87,8 @@ LEAST = 0.02  # of the prior, scaled to what was measured: no cost is ever taken
 OUTLIER = 3.0  # typical errors beyond which a step counts less, the further off the less
 EAGER = 32  # steps after which the coefficients are refitted less often
 REFIT_EVERY = 8
+SETTLED = 512  # steps after which they are refitted less often still: that takes as long as planning a short step
+REFIT_SETTLED_EVERY = 32
 SWEEPS = 24
 PACE_STEP = 0.03  # how fast the prediction follows a device that slows down or speeds up as a whole
 SIZE = 5
@@ -144,7 +146,8 @@ class CostModel:
         scale = max(seconds, fitted)  # relative errors, and a step that hung is not the measure of the rest
         samples = self._prefills if work.tokens else self._decodes
         samples.add([part / scale for part in parts], seconds / scale, weight)
-        if self.steps <= EAGER or self.steps % REFIT_EVERY == 0:
+        every = 1 if self.steps <= EAGER else REFIT_EVERY if self.steps <= SETTLED else REFIT_SETTLED_EVERY
+        if self.steps % every == 0:
             self._fit()
         self.costs = Costs(*[f * p * self._pace for f, p in zip(self._factors, self._prior, strict=True)])
 

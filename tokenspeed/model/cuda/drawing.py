@@ -22,20 +22,50 @@ _SIGN = 1 << 63
 _GREEDY = Draw(Sampling(temperature=0.0), seed=0, position=0)
 
 
-def fill_draws(arrays: dict[str, NDArray[Any]], draws: Sequence[Draw | None]) -> None:
-    """Write the parameters of each logit's draw into a step's arrays; None draws greedily, for nothing."""
-    count = len(draws)
-    temperature = arrays["temperature"]
-    temperature[:count] = [0.0 if draw is None else draw.sampling.temperature for draw in draws]
-    temperature[count:] = 0.0
-    if not temperature.any():
-        return  # the greatest logit needs nothing else
-    some = [_GREEDY if draw is None else draw for draw in draws]
-    arrays["top_k"][:count] = [min(draw.sampling.top_k, 2**31 - 1) for draw in some]
-    arrays["top_p"][:count] = [draw.sampling.top_p for draw in some]
-    arrays["min_p"][:count] = [draw.sampling.min_p for draw in some]
-    arrays["draw_positions"][:count] = [draw.position for draw in some]
-    arrays["seeds"][:count] = [(draw.seed + _SIGN) % (2 * _SIGN) - _SIGN for draw in some]
+class DrawParameters:
+    """Writes what each logit's draw needs into the arrays of a step.
+
+    Most steps draw for the same rows as the one before, whose parameters are kept.
+    """
+
+    def __init__(self) -> None:
+        self._samplings: list[Sampling] = []
+        self._seeds: list[int] = []
+        self._kept: dict[str, NDArray[Any]] = {}  # of some row above temperature 0
+        self._untouched = True
+        self.plain = True  # the last step's draws are from the logits as they are, and ask for nothing else
+
+    def fill(self, arrays: dict[str, NDArray[Any]], draws: Sequence[Draw | None]) -> None:
+        """For one draw a logit; None draws greedily, for nothing, and so do logits beyond those."""
+        some = [_GREEDY if draw is None else draw for draw in draws]
+        samplings, seeds = [draw.sampling for draw in some], [draw.seed for draw in some]
+        if samplings != self._samplings or seeds != self._seeds:
+            self._remember(samplings, seeds)
+        self.plain = self._untouched and not any(draw.banned for draw in some)
+        count = len(some)
+        arrays["temperature"][count:] = 0.0
+        if not self._kept:
+            arrays["temperature"][:count] = 0.0  # the greatest logit needs nothing else
+            return
+        for name, values in self._kept.items():
+            arrays[name][:count] = values
+        arrays["draw_positions"][:count] = [draw.position for draw in some]
+
+    def _remember(self, samplings: list[Sampling], seeds: list[int]) -> None:
+        self._samplings, self._seeds = samplings, seeds
+        self._untouched = not any(
+            sampling.logprobs is not None or sampling.logit_bias or sampling.penalised
+            for sampling in samplings
+        )
+        self._kept = {}
+        if any(sampling.temperature != 0.0 for sampling in samplings):
+            self._kept = {
+                "temperature": np.array([sampling.temperature for sampling in samplings], np.float32),
+                "top_k": np.array([min(sampling.top_k, 2**31 - 1) for sampling in samplings], np.int32),
+                "top_p": np.array([sampling.top_p for sampling in samplings], np.float32),
+                "min_p": np.array([sampling.min_p for sampling in samplings], np.float32),
+                "seeds": np.array([(seed + _SIGN) % (2 * _SIGN) - _SIGN for seed in seeds], np.int64),
+            }
 
 
 class Adjustments(NamedTuple):

@@ -107,7 +107,8 @@ class Staging:
         self._arrays = [buffer.numpy() for buffer in self._host]
         self._device = torch.zeros(words, dtype=torch.int32, device=device)
         self._next = 0
-        self.tensors = lru_cache(maxsize=64)(self._tensors)
+        self.tensors = lru_cache(maxsize=128)(self._tensors)
+        self._views = lru_cache(maxsize=384)(self._viewed)
 
     @property
     def nbytes(self) -> int:
@@ -117,20 +118,25 @@ class Staging:
     def begin(self, size: Size, tables: tuple[int, ...]) -> Staged:
         """The next buffer, as arrays to fill and `tables` [rows, width]; it holds what it held before."""
         turn, self._next = self._next, (self._next + 1) % len(self._host)
-        memory = self._arrays[turn]
-        layout, end = layout_of(size)
-        arrays = {
-            name: memory[array.start : array.start + array.words].view(array.numpy)
-            for name, array in layout.items()
-        }
+        arrays, end = self._views(size, turn)
         words = end + tables[0] * tables[1]
-        return Staged(arrays, memory[end:words].reshape(tables), words, turn)
+        return Staged(arrays, self._arrays[turn][end:words].reshape(tables), words, turn)
 
     def send(self, staged: Staged) -> Tensor:
         """Enqueue the copy; the tables [rows, width] on the device."""
         self._device[: staged.words].copy_(self._host[staged.buffer][: staged.words], non_blocking=True)
         rows, width = staged.tables.shape
         return self._device[staged.words - rows * width : staged.words].view(rows, width)
+
+    def _viewed(self, size: Size, turn: int) -> tuple[dict[str, NDArray[Any]], int]:
+        """The arrays of a step of that size in one buffer, and where they end."""
+        layout, end = layout_of(size)
+        memory = self._arrays[turn]
+        arrays = {
+            name: memory[array.start : array.start + array.words].view(array.numpy)
+            for name, array in layout.items()
+        }
+        return arrays, end
 
     def _tensors(self, size: Size) -> StepTensors:
         """The arrays of a step of that size on the device: the same memory for every such step."""
