@@ -13,6 +13,7 @@ import transformers
 from tokenspeed import builtin, config
 from tokenspeed.build import Server, build
 from tokenspeed.core.request import Request, Sampling, TokenDelta
+from tokenspeed.errors import ModelError
 
 SHAPE = {
     "vocab_size": 12_288,  # the built-in tokenizer's
@@ -117,3 +118,16 @@ async def test_greedy_tokens_of_the_real_model_survive_batching_chunks_preemptio
     assert scheduler.preemptions > 0
     assert scheduler.cached_tokens > 0
     await crowded.engine.stop()
+
+
+async def test_a_folder_without_weights_serves_with_random_ones(tmp_path: Path) -> None:
+    config_type, _ = FAMILIES["qwen3"]
+    config_type(**SHAPE, head_dim=32, dtype="bfloat16", architectures=["Qwen3ForCausalLM"]).save_pretrained(
+        tmp_path
+    )
+    for name in TOKENIZER:
+        shutil.copy(builtin.MODEL / name, tmp_path)
+    with pytest.raises(ModelError, match="no weights"):
+        built(f"model.path={tmp_path}")
+    server = built(f"model.path={tmp_path}", "model.weights=random", "cache.memory_mib=8")
+    assert len(await alone(server, [5, 6, 7], 9)) == 9

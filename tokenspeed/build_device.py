@@ -152,12 +152,13 @@ def _on_gpu(
         _write(weights, model, stage(f"sending {name} to the GPU"))
         stage("compiling kernels (cached for the next start)")
         chosen = choosing.result()
-    say(chosen.told)
+    for line in (chosen.told, *chosen.warnings):
+        say(line)
     capacity = capacity_of(ledger, spec.max_context)
     bounds = Bounds(bounds.tokens, bounds.rows, bounds.logits, capacity.max_context)
     network = Network(spec, weights, chosen.ops, chosen.products, bounds, block_size=block_size)
     network.allocate(capacity.blocks)
-    figures = _figures(spec, dtype, network)
+    figures = _figures(spec, dtype, network, ledger)
     say(f"memory reads at {figures.bytes_a_second / 1e12:.2f} TB/s; one stream is bound by {figures.told()}")
     backend = CudaBackend(_stepper(config, network, chosen), capacity)
     prior = gpu_costs(spec, weight_bytes=matrix_bytes(spec, dtype), value_bytes=dtype.itemsize)
@@ -204,9 +205,9 @@ def _ledger(
     )
 
 
-def _figures(spec: ModelSpec, dtype: torch.dtype, network: Network) -> DeviceFigures:
+def _figures(spec: ModelSpec, dtype: torch.dtype, network: Network, ledger: Ledger) -> DeviceFigures:
     key = block_bytes(spec, 1, dtype)
-    return DeviceFigures(read_rate(network.device), matrix_bytes(spec, dtype), key)
+    return DeviceFigures(read_rate(network.device), matrix_bytes(spec, dtype), key, ledger.uses)
 
 
 def gpu_dtype(asked: str, spec: ModelSpec) -> torch.dtype:

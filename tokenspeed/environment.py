@@ -40,4 +40,5 @@ def environment(config: Config) -> Iterator[str]:
     )
     dtype = gpu_dtype(config.model.dtype, spec)
     context = Context(spec, dtype, bounds_of(config, spec), config.cache.block_size)
-    yield choose(context, found.device, config.kernels).told
+    chosen = choose(context, found.device, config.kernels)
+    yield from (chosen.told, *chosen.warnings)

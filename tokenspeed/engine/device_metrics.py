@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from prometheus_client.core import Metric
@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 from tokenspeed.core.plan import StepPlan
 from tokenspeed.core.request import Request
 from tokenspeed.core.scheduler import Happening
-from tokenspeed.engine.families import Histogram, counter, gauge, histogram
+from tokenspeed.engine.families import Histogram, counter, gauge, gauges, histogram
 from tokenspeed.engine.observer import Step
 from tokenspeed.errors import RequestError
 
@@ -25,6 +25,7 @@ class DeviceFigures:
     bytes_a_second: float
     step_bytes: int  # of weights, by any step
     key_bytes: int  # of keys and values, by a row for each token that it attends
+    memory: Mapping[str, int]  # bytes of the device's memory, by what they are for
 
     def least_seconds(self, keys: int) -> float:
         """Of a step whose rows attend so many tokens together."""
@@ -75,6 +76,12 @@ class DeviceMetrics(Collector):
             "device_read_bytes_per_second",
             "At which it reads memory, measured at the start",
             self._figures.bytes_a_second,
+        )
+        yield gauges(
+            "device_memory_bytes",
+            "Of the device's memory, as divided at the start, by what it is for",
+            ("use",),
+            {(use,): float(size) for use, size in self._figures.memory.items()},
         )
         yield histogram(
             "step_light_ratio",

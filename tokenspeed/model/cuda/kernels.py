@@ -47,7 +47,8 @@ class Chosen(NamedTuple):
     ops: Ops
     products: Products
     told: str
-    capturable: bool  # whether steps that decode can be captured in graphs
+    warnings: tuple[str, ...]  # a line for each faster implementation that could not be had
+    capturable: bool  # whether steps can be captured in graphs
 
 
 Maker = Callable[[Context], Any]
@@ -98,6 +99,29 @@ def _rope(context: Context) -> tuple[Any, ...]:
     return (context.dtype, context.spec.head_dim, context.pairs)
 
 
+def _few(context: Context) -> Products:
+    """Products of few rows, with what stands next to them."""
+    module = importlib.import_module("gpu.linear.cupy_kernel")
+    products: Products = module.FewRowsProducts(
+        context.dtype, context.spec.norm_eps, wide=context.dtype != RESIDUAL
+    )
+    return products
+
+
+def _fused(context: Context) -> DecodeAttention:
+    """Rotation, cache and attention in one kernel, for rows of one token and short contexts."""
+    (heads,) = _heads(context)
+    module = importlib.import_module("gpu.decode_attention.cupy_kernel")
+    # What it reads early was written before the graph began that it is captured in.
+    op = module.DecodeAttention(heads, context.pairs, normed=context.spec.qk_norm, settled=True)
+    enqueue: DecodeAttention = op.enqueue
+    return enqueue
+
+
+def _none(context: Context) -> None:
+    """Nothing of its own."""
+
+
 def _logits(context: Context) -> tuple[Any, ...]:
     return (context.bounds.logits, context.spec.vocab_size)
 
@@ -139,6 +163,8 @@ MAKERS: Mapping[str, Mapping[str, Maker]] = MappingProxyType(
             "cupy": _made("gpu.adjust_logits.cupy_kernel", "AdjustLogits", _nothing),
             "reference": _reference("adjust_logits"),
         },
+        "products": {"cupy": _few, "torch": _none},  # none: few rows are multiplied as many are
+        "decode_attention": {"cupy": _fused, "apart": _none},
     }
 )
 
@@ -154,6 +180,8 @@ def pins_of(options: KernelOptions) -> dict[str, str]:
         "embed": options.embed,
         "sample": options.sample,
         "adjust_logits": options.adjust_logits,
+        "products": options.products,
+        "decode_attention": options.decode_attention,
     }
 
 
@@ -163,82 +191,55 @@ def choose(context: Context, device: torch.device, options: KernelOptions) -> Ch
     Compiles what is not compiled yet, several at once. Raises `ModelError` for a pin that cannot be had.
     """
     if device.type == "cpu":
-        return Chosen(REFERENCE, _many(context, REFERENCE, device), "kernels: reference, all", False)
+        return Chosen(REFERENCE, _many(context, REFERENCE, device), "kernels: reference, all", (), False)
     with ThreadPoolExecutor(max_workers=8) as pool:
         waiting = {
-            name: pool.submit(_resolve, name, pin, context, device) for name, pin in pins_of(options).items()
+            name: pool.submit(_resolve, name, MAKERS[name], pin, context, device)
+            for name, pin in pins_of(options).items()
         }
-        few = pool.submit(_few, context, options.products, device)
-        fused = pool.submit(_fused, context, options.decode_attention, device)
         found = {name: future.result() for name, future in waiting.items()}
-        products, product_name = few.result()
-        short, short_name = fused.result()
-    chosen = {name: op for name, (_, op) in found.items()}
-    ops = Ops(linear=REFERENCE.linear, decode_attention=short, **chosen)
-    by_name: dict[str, list[str]] = {}
-    for name, (implementation, _) in found.items():
-        by_name.setdefault(implementation, []).append(name)
-    by_name.setdefault(product_name, []).append("products")
-    by_name.setdefault(short_name, []).append("decode_attention")
-    told = "; ".join(f"{implementation} for {', '.join(names)}" for implementation, names in by_name.items())
+    operations = {name: one.operation for name, one in found.items()}
+    products: Products | None = operations.pop("products")
+    ops = Ops(linear=REFERENCE.linear, **operations)
     many = _many(context, ops, device)
     return Chosen(
         ops,
         many if products is None else ByRows(products, FEW_ROWS, many),
-        f"kernels: {told}",
-        capturable=found["paged_attention"][0] != "reference",
+        _told(found),
+        tuple(warning for one in found.values() for warning in one.obstacles),
+        capturable=found["paged_attention"].name != "reference",
     )
 
 
-def _resolve(name: str, pin: str, context: Context, device: torch.device) -> tuple[str, Any]:
-    """The name and the callable of what computes the operation `name`."""
+class _Found(NamedTuple):
+    """What computes one operation, by name, and why nothing faster does."""
+
+    name: str
+    operation: Any
+    obstacles: tuple[str, ...] = ()
+
+
+def _told(found: Mapping[str, _Found]) -> str:
+    by_name: dict[str, list[str]] = {}
+    for operation, one in found.items():
+        by_name.setdefault(one.name, []).append(operation)
+    return "kernels: " + "; ".join(f"{name} for {', '.join(those)}" for name, those in by_name.items())
+
+
+def _resolve(
+    operation: str, makers: Mapping[str, Maker], pin: str, context: Context, device: torch.device
+) -> _Found:
+    """The first of `makers` that can be had, or the one that `pin` names."""
+    obstacles: list[str] = []
     with torch.cuda.device(device):
-        obstacles = []
-        for implementation, make in MAKERS[name].items():
-            if pin not in ("auto", implementation):
+        for name, make in makers.items():
+            if pin not in ("auto", name):
                 continue
             try:
-                return implementation, make(context)
+                return _Found(name, make(context), tuple(obstacles))
             except (ImportError, ValueError, RuntimeError) as error:
-                obstacles.append(f"{implementation}: {_first_line(error)}")
-        raise ModelError(f"[kernels] {name} = {pin!r} cannot be had: {'; '.join(obstacles)}; use 'auto'")
-
-
-def _few(context: Context, pin: str, device: torch.device) -> tuple[Products | None, str]:
-    """What multiplies few rows, if that is not what multiplies many."""
-    if pin == "torch":
-        return None, "torch"
-    try:
-        with torch.cuda.device(device):
-            module = importlib.import_module("gpu.linear.cupy_kernel")
-            wide = context.dtype != RESIDUAL
-            return module.FewRowsProducts(context.dtype, context.spec.norm_eps, wide=wide), "cupy"
-    except (ImportError, ValueError, RuntimeError) as error:
-        if pin == "cupy":
-            told = _first_line(error)
-            raise ModelError(f"[kernels] products = 'cupy' cannot be had: {told}; use 'auto'") from error
-        return None, "torch"
-
-
-def _fused(context: Context, pin: str, device: torch.device) -> tuple[DecodeAttention | None, str]:
-    """What rotates, writes and attends in one kernel, for rows of one token and short contexts."""
-    if pin == "apart":
-        return None, "apart"
-    spec = context.spec
-    try:
-        (heads,) = _heads(context)
-        with torch.cuda.device(device):
-            module = importlib.import_module("gpu.decode_attention.cupy_kernel")
-            # What it reads early was written before the graph began that it is captured in.
-            op = module.DecodeAttention(heads, context.pairs, normed=spec.qk_norm, settled=True)
-            return op.enqueue, "cupy"
-    except (ImportError, ValueError, RuntimeError) as error:
-        if pin == "cupy":
-            told = _first_line(error)
-            raise ModelError(
-                f"[kernels] decode_attention = 'cupy' cannot be had: {told}; use 'auto'"
-            ) from error
-        return None, "apart"
+                obstacles.append(f"[kernels] {operation} = '{name}' cannot be had: {_first_line(error)}")
+    raise ModelError(f"{'; '.join(obstacles)}; use 'auto'")
 
 
 def _many(context: Context, ops: Ops, device: torch.device) -> Products:

@@ -35,16 +35,20 @@ class Ledger:
         """That the KV memory holds, over all sequences."""
         return self.blocks * self.block_size
 
+    @property
+    def uses(self) -> dict[str, int]:
+        """What each use takes."""
+        return {
+            "weights": self.weights,
+            "workspace": self.workspace,
+            "graphs": self.graphs,
+            "reserve": RESERVE_BYTES,
+            "KV cache": self.kv,
+        }
+
     def told(self) -> str:
         """One line."""
-        uses = (
-            ("weights", self.weights),
-            ("workspace", self.workspace),
-            ("graphs", self.graphs),
-            ("reserve", RESERVE_BYTES),
-            ("KV cache", self.kv),
-        )
-        parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in uses)
+        parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in self.uses.items())
         return (
             f"GPU memory, GiB: {self.total / GIB:.1f}, free {self.free / GIB:.1f}; {parts} = "
             f"{self.blocks} blocks of {self.block_size}, {self.tokens:,} tokens"
