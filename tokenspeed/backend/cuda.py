@@ -34,7 +34,7 @@ class CudaBackend:
     """
 
     def __init__(self, stepper: Stepper, capacity: Capacity) -> None:
-        self._stepper = stepper
+        self.stepper = stepper
         self._capacity = capacity
         self._waiting: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._closed = False
@@ -62,7 +62,7 @@ class CudaBackend:
             future.set_result(StepResult((), 0.0))
         else:
             try:
-                begun = self._stepper.begin(plan)
+                begun = self.stepper.begin(plan)
             except Exception as error:
                 logger.exception("step %d failed", plan.number)
                 future.set_exception(self._failure(plan, error))
@@ -77,8 +77,8 @@ class CudaBackend:
         # Shielded: whoever else closes still waits for the same end.
         await asyncio.shield(asyncio.wrap_future(self._ended))
         self._thread.join()
-        if self._stepper.graphs is not None:
-            self._stepper.graphs.close()
+        if self.stepper.graphs is not None:
+            self.stepper.graphs.close()
 
     def _wait(self) -> None:
         """The thread: for each step, until the device has done it."""
@@ -99,7 +99,7 @@ class CudaBackend:
         result: StepResult | None = None
         if failed is None:
             try:
-                result = self._stepper.end(waiting.begun)
+                result = self.stepper.end(waiting.begun)
             except Exception as error:
                 failed = error
         if failed is not None:
@@ -115,7 +115,7 @@ class CudaBackend:
         """What the engine is told of a step that failed: whether it alone did."""
         told = (str(error).strip() or type(error).__name__).splitlines()[0]
         try:
-            self._stepper.check()
+            self.stepper.check()
         except RuntimeError as lost:
             failure: EngineError = DeviceLostError(f"the device failed: {told}")
             failure.__cause__ = lost
