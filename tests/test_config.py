@@ -166,6 +166,13 @@ def test_a_whole_number_is_a_number(write: Write) -> None:
             "[model] sha256 of 'a.bin' must be 64 lower-case hex digits, not other characters",
         ),
         ("[server]\nhost = ''", "[server] host must name an address to listen on, such as '127.0.0.1'"),
+        *(
+            (
+                f"[device]\nname = '{name}'",
+                "[device] name must be one of auto, cpu, cuda, cuda:0, cuda:1, ...",
+            )
+            for name in ("gpu", "cuda:", "cuda:x", "cuda:-1", "CPU", "")
+        ),
         (
             "[model]\nrevision = 'v1'",
             "[model] revision has no effect on the built-in model; set [model] path as well",

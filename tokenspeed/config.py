@@ -18,7 +18,7 @@ from tokenspeed.api.options import KeyOptions, ServerOptions
 from tokenspeed.core.policy import POLICIES, SchedulerOptions
 from tokenspeed.errors import ConfigError
 from tokenspeed.generation.request import Limits
-from tokenspeed.model.options import CacheOptions, DeviceOptions, KernelOptions, ModelOptions
+from tokenspeed.model.options import DEVICE_NAMES, CacheOptions, DeviceOptions, KernelOptions, ModelOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,6 +329,11 @@ def _host_is_named(config: Config, settings: _Settings) -> Iterator[str]:
         yield _told(settings, "server", "host", "must name an address to listen on, such as '127.0.0.1'")
 
 
+def _device_is_known(config: Config, settings: _Settings) -> Iterator[str]:
+    if not DEVICE_NAMES.fullmatch(config.device.name):
+        yield _told(settings, "device", "name", "must be one of auto, cpu, cuda, cuda:0, cuda:1, ...")
+
+
 def _revision_has_a_model(config: Config, settings: _Settings) -> Iterator[str]:
     if config.model.revision and not config.model.path:
         yield _told(
@@ -383,6 +388,7 @@ def _told(settings: _Settings, table: str, key: str, problem: str) -> str:
 # What a value's type and range cannot tell. Run only over a configuration that is sound otherwise.
 CHECKS: tuple[Callable[[Config, _Settings], Iterator[str]], ...] = (
     _host_is_named,
+    _device_is_known,
     _revision_has_a_model,
     _digests_are_whole,
     _keys_have_their_own_secrets,

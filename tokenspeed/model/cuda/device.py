@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import re
 from typing import NamedTuple
 
 import torch
 
-from tokenspeed.errors import ConfigError, ModelError
+from tokenspeed.errors import ModelError
 
 LEAST_CAPABILITY = (8, 0)  # bfloat16 on the tensor cores, and copies to shared memory that do not wait
 INSTALL = "pip install 'tokenspeed[gpu]'"
@@ -22,18 +21,11 @@ class Found(NamedTuple):
     told: str
 
 
-def check_name(name: str) -> None:
-    """Raise `ConfigError` for a `[device] name` that names no device."""
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
-        raise ConfigError(f"[device] name = {name!r} is not one of auto, cpu, cuda, cuda:0, cuda:1, ...")
-
-
 def find_device(name: str) -> Found:
     """The device that `[device] name` asks for; auto is the first GPU if it can serve, else the CPU.
 
     Raises `ModelError` where a GPU is asked for and cannot be had.
     """
-    check_name(name)
     if name == "cpu":
         return Found(torch.device("cpu"), "device: the CPU, as [device] name says")
     number = int(name.partition(":")[2] or 0)
