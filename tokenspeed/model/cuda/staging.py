@@ -110,11 +110,6 @@ class Staging:
         self.tensors = lru_cache(maxsize=128)(self._tensors)
         self._views = lru_cache(maxsize=384)(self._viewed)
 
-    @property
-    def nbytes(self) -> int:
-        """On the device."""
-        return self._device.nbytes
-
     def begin(self, size: Size, tables: tuple[int, ...]) -> Staged:
         """The next buffer, as arrays to fill and `tables` [rows, width]; it holds what it held before."""
         turn, self._next = self._next, (self._next + 1) % len(self._host)
