@@ -16,9 +16,9 @@ logger = logging.getLogger(__name__)
 
 FUSED_ROWS = 16  # with more, attention by itself is faster
 EXACT = 8  # rows up to which every number has a graph of its own
-# Tokens of steps that prefill; with more, the device takes longer than launching does.
-MIXED = (16, 32, 64, 128, 192, 256, 320, 384, 448, 512, 640, 768, 896, 1024, 1280, 1536, 1792, 2048)
-SMALL = 512  # tokens up to which padding costs next to nothing: reading the weights takes as long
+# Tokens of steps that prefill. Products go by 128 rows, so up to 64 more cost little; with more than 2,048
+# the device takes longer than launching does, even for small models.
+MIXED = (16, 32, *range(64, 2049, 64))
 
 
 class Graph(NamedTuple):
@@ -110,15 +110,13 @@ class Graphs:
         return self._graphs.get(shape)
 
     def mixed(self, tokens: int, singles: int, others: int) -> Graph | None:
-        """For a step of so many tokens, in rows of one token and others: the smallest that is worth it."""
+        """For a step of so many tokens, in rows of one token and others: the smallest with room for it."""
         place = bisect_left(self._mixed, Shape(tokens, 0, 0))
         if place == len(self._mixed):
             return None
         shape = self._mixed[place]
         fits = singles <= shape.singles and others <= shape.rows - shape.singles
-        wasted = shape.tokens - tokens
-        worth = shape.tokens <= SMALL or wasted * EXACT <= tokens
-        return self._graphs.get(shape) if fits and worth else None
+        return self._graphs.get(shape) if fits else None
 
     def _capture_all(self) -> None:
         try:
