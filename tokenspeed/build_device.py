@@ -167,8 +167,9 @@ def _on_gpu(
 
 def _stepper(config: Config, network: Network, chosen: Chosen) -> Stepper:
     """Ready to serve: every kind of step has run once."""
-    graphs = config.device.graphs_mib * 2**20 if chosen.capturable else 0
-    stepper = Stepper(network, chosen.ops, graph_bytes=graphs)
+    graphs = config.device.graphs_mib * 2**20 if chosen.captures_decode else 0
+    tokens = network.bounds.tokens if chosen.captures_prefill else 0
+    stepper = Stepper(network, chosen.ops, graph_bytes=graphs, graph_tokens=tokens)
     stepper.warm_up()
     return stepper
 

@@ -217,6 +217,12 @@ def test_steps_are_padded_to_the_smallest_shape_that_has_room() -> None:
     assert tokens_of(2049, 0, 1) is None
 
 
+def test_prompts_are_not_captured_where_what_attends_them_cannot_be() -> None:
+    graphs = Graphs(8, 0, 0, lambda shape: None, lambda tokens: None, device=CPU, budget_bytes=1)
+    assert all(shape.singles == shape.rows and not shape.short for shape in graphs.shapes)
+    assert graphs.mixed(16, 0, 1) is None
+
+
 def test_the_shapes_of_graphs_reach_from_one_row_to_all() -> None:
     for most in (1, 5, 8, 9, 64, 256, 1000):
         rows = [shape.rows for shape in decode_shapes(most)]

@@ -74,8 +74,9 @@ class Stepper:
     All of it is for one thread, but for `Begun.ended.wait()`.
     """
 
-    def __init__(self, network: Network, ops: Ops, *, graph_bytes: int = 0) -> None:
-        """`graph_bytes` of the device's memory for captured graphs; 0: none are captured."""
+    def __init__(self, network: Network, ops: Ops, *, graph_bytes: int = 0, graph_tokens: int = 0) -> None:
+        """`graph_bytes` of the device's memory for captured graphs; 0: none are captured. Of steps that
+        prefill those are that have up to `graph_tokens`."""
         bounds = network.bounds
         self._network, self._ops = network, ops
         self._vocab = network.spec.vocab_size
@@ -93,7 +94,7 @@ class Stepper:
             device = network.device
             self.graphs = Graphs(
                 bounds.rows,
-                bounds.tokens,
+                graph_tokens,
                 network.short_keys,
                 self._work,
                 network.warm,

@@ -14,12 +14,13 @@ import torch
 from gpu.paged_attention.source import TILE, Heads
 from gpu.table import REFERENCE, DecodeAttention, Ops
 from tokenspeed.errors import ModelError
-from tokenspeed.model.cuda.network import RESIDUAL, Bounds
+from tokenspeed.model.cuda.network import ATTENDED_AT_ONCE, RESIDUAL, Bounds
 from tokenspeed.model.cuda.products import ByRows, ManyRows, Products
 from tokenspeed.model.options import KernelOptions
 from tokenspeed.model.spec import ModelSpec
 
 FEW_ROWS = 16
+CAPTURABLE = ("cupy", "numba")  # the others ask the device for the lengths of rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,8 @@ class Chosen(NamedTuple):
     products: Products
     told: str
     warnings: tuple[str, ...]  # a line for each faster implementation that could not be had
-    capturable: bool  # whether steps can be captured in graphs
+    captures_decode: bool  # whether steps that decode can be captured in graphs
+    captures_prefill: bool  # and those that prefill
 
 
 Maker = Callable[[Context], Any]
@@ -87,16 +89,19 @@ def _embedding(context: Context) -> tuple[Any, ...]:
     return (context.dtype, RESIDUAL)
 
 
-def _any_heads(context: Context) -> tuple[Any, ...]:
-    return (context.heads,)
-
-
 def _nothing(context: Context) -> tuple[Any, ...]:
     return ()
 
 
 def _rope(context: Context) -> tuple[Any, ...]:
     return (context.dtype, context.spec.head_dim, context.pairs)
+
+
+def _numba_attention(context: Context) -> Any:
+    """Any heads and blocks; its workspace is for as many rows as are attended at once."""
+    module = importlib.import_module("gpu.paged_attention.numba_kernel")
+    rows = min(context.bounds.rows, ATTENDED_AT_ONCE)
+    return module.PagedAttention(context.heads, most_rows=rows).enqueue
 
 
 def _few(context: Context) -> Products:
@@ -131,7 +136,7 @@ MAKERS: Mapping[str, Mapping[str, Maker]] = MappingProxyType(
     {
         "paged_attention": {
             "cupy": _made("gpu.paged_attention.cupy_kernel", "PagedAttention", _heads),
-            "numba": _made("gpu.paged_attention.numba_kernel", "PagedAttention", _any_heads),
+            "numba": _numba_attention,
             "reference": _reference("paged_attention"),
         },
         "prefill_attention": {
@@ -191,7 +196,9 @@ def choose(context: Context, device: torch.device, options: KernelOptions) -> Ch
     Compiles what is not compiled yet, several at once. Raises `ModelError` for a pin that cannot be had.
     """
     if device.type == "cpu":
-        return Chosen(REFERENCE, _many(context, REFERENCE, device), "kernels: reference, all", (), False)
+        return Chosen(
+            REFERENCE, _many(context, REFERENCE, device), "kernels: reference, all", (), False, False
+        )
     with ThreadPoolExecutor(max_workers=8) as pool:
         waiting = {
             name: pool.submit(_resolve, name, MAKERS[name], pin, context, device)
@@ -207,7 +214,8 @@ def choose(context: Context, device: torch.device, options: KernelOptions) -> Ch
         many if products is None else ByRows(products, FEW_ROWS, many),
         _told(found),
         tuple(warning for one in found.values() for warning in one.obstacles),
-        capturable=found["paged_attention"].name != "reference",
+        captures_decode=found["paged_attention"].name in CAPTURABLE,
+        captures_prefill=found["prefill_attention"].name in CAPTURABLE,
     )
 
 

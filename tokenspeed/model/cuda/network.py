@@ -16,7 +16,7 @@ from tokenspeed.model.cuda.staging import StepTensors
 from tokenspeed.model.cuda.weights import PlacedLayer, PlacedWeights
 from tokenspeed.model.spec import ModelSpec
 
-ATTENDED_AT_ONCE = 1024  # rows of one call of decode attention
+ATTENDED_AT_ONCE = 1024  # rows of one call of attention
 RESIDUAL = torch.float32
 SHORT_KEYS = 256  # tokens of a head that a multiprocessor attends while the others have no more
 PADDED_ROWS = 16  # that a step may have beyond those that the scheduler plans
@@ -230,15 +230,15 @@ class Network:
                 *rest,
                 views.attended[:last],
             )
-        if shape.rows > shape.singles:
-            some = slice(shape.singles, shape.rows)
+        for first in range(shape.singles, shape.rows, ATTENDED_AT_ONCE):
+            last = min(first + ATTENDED_AT_ONCE, shape.rows)
             ops.prefill_attention(
                 views.query,
                 keys,
                 values,
-                self._tables[some],
-                step.row_starts[shape.singles :],
-                step.contexts[some],
+                self._tables[first:last],
+                step.row_starts[first : last + 1],
+                step.contexts[first:last],
                 *rest,
                 views.attended,
             )
