@@ -183,9 +183,9 @@ def _write(weights: PlacedWeights, model: Model | None, progress: Progress) -> N
 
 
 def bounds_of(config: Config, spec: ModelSpec) -> Bounds:
-    """The largest step that the scheduler may plan."""
+    """The largest step that the scheduler may plan: `step_tokens` of prompts beside all rows that decode."""
     rows = config.scheduler.max_running
-    return Bounds(max(config.scheduler.step_tokens, rows), rows, max(rows, LEAST_LOGITS), spec.max_context)
+    return Bounds(config.scheduler.step_tokens + rows, rows, max(rows, LEAST_LOGITS), spec.max_context)
 
 
 def _ledger(

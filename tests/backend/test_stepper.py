@@ -229,3 +229,13 @@ def test_the_shapes_of_graphs_reach_from_one_row_to_all() -> None:
         assert rows == sorted(set(rows))
         assert rows[-1] == most
         assert all(b <= max(a + 2, 1.26 * a) for a, b in pairwise(rows))
+
+
+@pytest.mark.parametrize(("rows", "tokens"), [(9, 1), (1, 65)])
+def test_a_step_beyond_the_memory_there_is_fails_before_anything_is_enqueued(
+    tiny: Any, stepper: Stepper, rows: int, tokens: int
+) -> None:
+    plan = StepPlan(0, tuple(Row(n, 0, (1,) * tokens, blocks_of(n) * 2, None) for n in range(rows)))
+    with pytest.raises(ValueError, match="exceeds 8 and 64"):
+        stepper.begin(plan)
+    assert run(stepper, Row(0, 0, (1,), blocks_of(0), None)) == (RowResult(),)

@@ -107,6 +107,7 @@ class Stepper:
         """Enqueue a step; its rows are not empty. Raises `ValueError` for one that cannot be computed."""
         if self._in_flight >= IN_FLIGHT:
             raise RuntimeError(f"{self._in_flight} steps are in flight already; end one first")
+        self._check_size(plan)
         started, ended = self._marks[self._turn]
         self._turn = (self._turn + 1) % len(self._marks)
         started.set()
@@ -160,6 +161,14 @@ class Stepper:
         """Wait for all that was enqueued. Raises `RuntimeError` where the device cannot work any more."""
         if self._network.device.type == "cuda":
             torch.cuda.synchronize(self._network.device)
+
+    def _check_size(self, plan: StepPlan) -> None:
+        """No kernel looks whether what it is told to write lies in the memory that there is."""
+        bounds = self._network.bounds
+        tokens = sum([len(row.tokens) + len(row.drafts) for row in plan.rows])
+        if len(plan.rows) > bounds.rows or tokens > bounds.tokens:
+            wanted = f"a step of {len(plan.rows)} rows and {tokens} tokens"
+            raise ValueError(f"{wanted} exceeds {bounds.rows} and {bounds.tokens}")
 
     def _idle(self, begun: Begun) -> float:
         return 0.0 if begun.before is None else max(0.0, begun.started.since(begun.before))
