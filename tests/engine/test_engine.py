@@ -15,7 +15,7 @@ from tokenspeed.core.plan import Capacity, StepPlan, StepResult
 from tokenspeed.core.policy import POLICIES, SchedulerOptions
 from tokenspeed.core.request import Event, Finished, FinishReason, Request, Sampling, TokenDelta
 from tokenspeed.core.scheduler import Scheduler
-from tokenspeed.engine.engine import Engine
+from tokenspeed.engine.engine import LEAD_SHARE, Engine
 from tokenspeed.errors import (
     ContextLengthError,
     DeviceLostError,
@@ -426,9 +426,13 @@ def test_the_same_workload_gives_the_same_trace() -> None:
     assert run(trace()) == run(trace())
 
 
-def test_the_step_behind_a_prefill_is_planned_shortly_before_that_ends() -> None:
+@pytest.mark.parametrize("share", [0.05, LEAD_SHARE, 0.5])
+def test_the_step_behind_a_prefill_is_planned_shortly_before_that_ends(share: float) -> None:
+    took = EVEN.prefill(0, 16) + EVEN.base
+    lead, ahead = share * took, min(share, LEAD_SHARE) * took
+
     async def main() -> list[tuple[float, int]]:
-        server = Server(lead=0.5 * EVEN.base, step_tokens=16)
+        server = Server(lead=lead, step_tokens=16)
         handed: list[tuple[float, int]] = []
         submit = server.backend.submit
 
@@ -440,8 +444,7 @@ def test_the_step_behind_a_prefill_is_planned_shortly_before_that_ends() -> None
         async with server:
             long = asyncio.create_task(server.tokens(request("long", [1] * 40, 1)))
             await asyncio.sleep(0)
-            first = server.scheduler.costs.costs.prefill(0, 16) + EVEN.base
-            await asyncio.sleep(first - 0.6 * EVEN.base)  # virtual: just before the lead begins
+            await asyncio.sleep(took - 1.01 * ahead)  # virtual: just before the lead begins
             short = asyncio.create_task(server.tokens(request("short", [2, 3], 1)))
             assert await long == expected(request("long", [1] * 40, 1), 0)
             assert await short == expected(request("short", [2, 3], 1), 0)
@@ -450,6 +453,5 @@ def test_the_step_behind_a_prefill_is_planned_shortly_before_that_ends() -> None
     handed = run(main())
     began = handed[0][0]
     second = handed[1]
-    took = EVEN.prefill(0, 16) + EVEN.base
-    assert second[0] - began == pytest.approx(took - 0.5 * EVEN.base, abs=1e-6)
+    assert second[0] - began == pytest.approx(took - ahead, abs=1e-6)
     assert second[1] == 2  # whoever came before is in it

@@ -66,7 +66,11 @@ class DeviceMetrics(Collector):
         """The device is done with it."""
 
     def collect(self) -> Iterable[Metric]:
-        yield counter("device_busy_seconds", "That the device worked on steps", self._busy)
+        yield counter(
+            "device_busy_seconds",
+            "That the device worked on steps, waiting for their launches included",
+            self._busy,
+        )
         yield counter(
             "device_idle_seconds",
             "That the device waited between two steps although there was work for it",

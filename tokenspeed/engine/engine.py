@@ -24,6 +24,8 @@ from tokenspeed.errors import DeviceLostError, EngineError, EngineStoppedError, 
 
 log = logging.getLogger(__name__)
 
+LEAD_SHARE = 1 / 8  # of a step: whoever arrives in this part of it waits for the next one as well
+
 
 class Flight(NamedTuple):
     """A step that the device has: since when, the costs it was planned with, whether nothing ran before."""
@@ -49,8 +51,9 @@ class Engine:
     ) -> None:
         """`clock` is in seconds; None takes the running loop's, which in a simulation is virtual.
 
-        The step behind one that prefills is planned `lead` seconds before that one should end: as late as
-        the host can, so that whoever arrives is in it, and as early as the device needs.
+        The step behind one that prefills is planned `lead` seconds before that one should end, or in the last
+        eighth of it: as late as the host can, so that whoever arrives is in it, and as early as the device
+        needs.
         """
         self.scheduler = scheduler
         self._observers = tuple(observers)
@@ -195,7 +198,8 @@ class Engine:
         if self._lead <= 0.0 or len(self._flight) > 1:
             return False
         began = max(flight.since, self._free_since)
-        rest = began + flight.plan.seconds - self._lead - now
+        seconds = flight.plan.seconds
+        rest = began + seconds - min(self._lead, LEAD_SHARE * seconds) - now
         if rest > 0.0 and self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(rest, self._hand_over_early)
         return rest <= 0.0
