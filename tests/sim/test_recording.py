@@ -56,7 +56,7 @@ def traffic(draw: st.DrawFn) -> Traffic:
             begin = (*earlier.prompt, *answer)[: draw(st.integers(0, 80))]
             if len(begin) > len(earlier.prompt):
                 at += 30.0  # a next turn comes after the answer
-        leave = draw(st.none() | st.builds(Leave, st.integers(1, 6)))
+        leave = draw(st.none() | st.builds(Leave, st.integers(1, 6), st.just(0.0)))
         request = Request(
             str(number),
             (*begin, *own),
