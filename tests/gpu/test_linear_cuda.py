@@ -202,13 +202,19 @@ def fused(request: pytest.FixtureRequest) -> FusedLinear:
 
 @pytest.mark.parametrize("shape", [(4096, 4096), (3072, 1024), (1000, 2056), (257, 1544), (5, 8)], ids=str)
 def test_every_form_is_right_and_no_row_minds_the_others(fused: FusedLinear, shape: tuple[int, int]) -> None:
+    found, expected = [], []
     for rows in (1, 8, 9, 16):
         case = Case(fused.form, torch.bfloat16, rows, *shape)
-        out, expected = case.run(fused), case.expected()
-        few = 3 if out.numel() < 100 else 1  # sums that cancel out are not lost among many others
-        assert float((out.double() - expected).norm() / expected.norm()) < 6e-3 * few
+        out = case.run(fused)
         for first, last in ((0, 1), (rows // 2, rows)):
             assert torch.equal(case.run(fused, slice(first, last)), out[first:last])
+        found.append(out.double().flatten())
+        expected.append(case.expected().flatten())
+    # All rows together: where a few outputs are all, terms may cancel out and leave little but their errors.
+    # The 170 of the least shape come to 3e-3, and to more than 8e-3 once in 10,000 times.
+    outs, sums = torch.cat(found), torch.cat(expected)
+    tolerance = 6e-3 if len(sums) > 1000 else 1.2e-2
+    assert float((outs - sums).norm() / sums.norm()) < tolerance
 
 
 @pytest.mark.parametrize(
