@@ -9,71 +9,22 @@ import os
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch.nn.functional import pad
 
 from gpu.paged_attention.numba_kernel import PagedAttention
-from gpu.paged_attention.reference import paged_attention
 from gpu.paged_attention.source import Heads
+from tests.gpu.paged_cases import BF16, F32, FP16, Case, assert_near, check_replays
 
 DEVICE = "cpu" if os.environ.get("NUMBA_ENABLE_CUDASIM") == "1" else "cuda"
-F32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
-TOLERANCE = {F32: 5e-6, BF16: 4e-3, FP16: 1e-3}  # of the norm: outputs are rounded once
-SCALE = 0.2
 
 
-class Case:
-    """Random queries, pools and tables; blocks that no row owns, and entries past each context, are NaN."""
-
-    def __init__(self, shape: Heads, counts: Sequence[int], contexts: Sequence[int], block_size: int) -> None:
-        self.shape, self.counts, self.lengths, self.block_size = shape, counts, contexts, block_size
-        needed = [-(-length // block_size) for length in contexts]
-        blocks = sum(needed) + 3
-        # Heads beside each other's, keys and values in one tensor: pools are views.
-        pools = torch.randn(blocks, 2, block_size, shape.kv_heads, shape.head_dim, device=DEVICE)
-        order = torch.randperm(blocks, device=DEVICE).int()
-        self.tables = torch.full((len(contexts), max(needed) + 2), int(order[-1]), device=DEVICE).int()
-        pools[order[-3:].long()] = float("nan")
-        at = 0
-        for row, (count, length) in enumerate(zip(needed, contexts, strict=True)):
-            self.tables[row, :count] = order[at : at + count]
-            at += count
-            if length % block_size:
-                pools[int(order[at - 1]), :, length % block_size :] = float("nan")
-        self.keys, self.values = pools.to(shape.dtype).unbind(1)
-        self.query = torch.randn(sum(counts), shape.heads, shape.head_dim, device=DEVICE).to(shape.dtype)
-        self.starts = torch.tensor([0, *counts], device=DEVICE).cumsum(0).int()
-        self.contexts = torch.tensor(contexts, device=DEVICE).int()
-
-    def arguments(self, window: int | None, out: Tensor) -> tuple[object, ...]:
-        pools = (self.query, self.keys, self.values)
-        return (*pools, self.tables, self.starts, self.contexts, SCALE, window, out)
-
-    def expected(self, window: int | None) -> Tensor:
-        """In float64, one row after the other; in the simulator, by the reference in float32."""
-        query, out = self.query.float(), torch.empty_like(self.query).float()
-        pools = (self.keys.float(), self.values.float())
-        if DEVICE == "cpu":
-            paged_attention(query, *pools, self.tables, self.starts, self.contexts, SCALE, window, out)
-            return out.double()
-        group, at, found = self.shape.group, 0, []
-        for row, (count, length) in enumerate(zip(self.counts, self.lengths, strict=True)):
-            blocks = self.tables[row, : -(-length // self.block_size)].long()
-            keys, values = (
-                pool[blocks].flatten(0, 1)[:length].double().repeat_interleave(group, 1) for pool in pools
-            )
-            scores = torch.einsum("qhd,phd->hqp", query[at : at + count].double(), keys) * SCALE
-            positions = torch.arange(length, device=DEVICE)
-            distance = positions[length - count :, None] - positions
-            hidden = (distance < 0) if window is None else (distance < 0) | (distance >= window)
-            weights = scores.masked_fill(hidden, float("-inf")).softmax(-1)
-            found.append(torch.einsum("hqp,phd->qhd", weights, values))
-            at += count
-        return torch.cat(found)
-
-
-def assert_near(found: Tensor, expected: Tensor) -> None:
-    error = float((found.double() - expected).norm() / expected.norm())
-    assert error < TOLERANCE[found.dtype], error
+def drawn(shape: Heads, counts: Sequence[int], contexts: Sequence[int], block_size: int = 16) -> Case:
+    """With tables wider than rows need, and keys and values in one tensor, of which the pools are views."""
+    case = Case(shape, counts, contexts, block_size, device=DEVICE)
+    case.scale = 0.2
+    case.tables = pad(case.tables, (0, 2), value=1 << 30)
+    case.keys, case.values = torch.stack([case.keys, case.values], dim=1).unbind(1)
+    return case
 
 
 def check(
@@ -85,31 +36,25 @@ def check(
     *,
     most_tokens: int = 1,
 ) -> None:
-    case = Case(shape, counts, contexts, block_size)
-    attention = PagedAttention(shape, most_tokens=most_tokens)
-    out = torch.full_like(case.query, float("nan"))
-    attention(*case.arguments(window, out))
-    assert_near(out, case.expected(window))
+    case = drawn(shape, counts, contexts, block_size)
+    assert_near(case.run(PagedAttention(shape, most_tokens=most_tokens), window), case.expected(window))
 
 
 def check_that_an_invalid_row_is_that_rows_own() -> None:
     """NaN in a row's own context comes out of that row, of the tokens and heads that see it."""
-    case = Case(Heads(2, 1, 8, F32), [1, 1], [17, 20], 16)
-    expected = case.expected(None)
+    case = drawn(Heads(2, 1, 8, F32), [1, 1], [17, 20])
+    expected = case.expected()
     case.keys[int(case.tables[0, 0]), 3] = float("nan")
-    out = torch.empty_like(case.query)
-    PagedAttention(case.shape)(*case.arguments(None, out))
+    out = case.run(PagedAttention(case.shape))
     assert out[0].isnan().all()
     assert_near(out[1], expected[1])
 
 
 def check_large_scores() -> None:
-    case = Case(Heads(4, 2, 16, BF16), [1], [20], 16)
+    case = drawn(Heads(4, 2, 16, BF16), [1], [20])
     case.query.fill_(1e4)
     case.keys.fill_(1e4)
-    out = torch.empty_like(case.query)
-    PagedAttention(case.shape)(*case.arguments(None, out))
-    assert out.isfinite().all()
+    assert case.run(PagedAttention(case.shape)).isfinite().all()
 
 
 def check_refusals() -> None:
@@ -122,7 +67,7 @@ def check_refusals() -> None:
         assert refused(lambda shape=shape: PagedAttention(shape))
     shape = Heads(4, 2, 8, F32)
     assert refused(lambda: PagedAttention(shape, most_tokens=0))
-    attention, case = PagedAttention(shape, most_rows=2), Case(shape, [1, 1], [3, 5], 4)
+    attention, case = PagedAttention(shape, most_rows=2), drawn(shape, [1, 1], [3, 5], 4)
     query, keys, values, tables, starts, contexts, scale, window, out = case.arguments(
         None, torch.empty_like(case.query)
     )
@@ -138,8 +83,8 @@ def check_refusals() -> None:
     assert refused(
         lambda: attention(query, keys, values, tables, starts, contexts, scale, window, out.half())
     )
-    many = Case(shape, [2], [3], 4)
-    assert refused(lambda: attention(*many.arguments(None, torch.empty_like(many.query))))
+    many = drawn(shape, [2], [3], 4)
+    assert refused(lambda: many.run(attention))
 
 
 def refused(call: Callable[[], object]) -> bool:
@@ -149,31 +94,6 @@ def refused(call: Callable[[], object]) -> bool:
     except ValueError as error:
         return "\n" not in str(error)
     return False
-
-
-def check_replays() -> None:
-    """A captured graph holds for other contexts, and allocates nothing."""
-    shape = Heads(16, 8, 128, BF16)
-    short, long = Case(shape, [1, 1], [20, 600], 16), Case(shape, [1, 1], [3000, 470], 16)
-    attention = PagedAttention(shape)
-    out, tables = torch.empty_like(short.query), torch.zeros(2, 400, dtype=torch.int32, device=DEVICE)
-    query, keys, values = (torch.zeros_like(x) for x in (long.query, long.keys, long.values))
-    contexts = torch.ones_like(short.contexts)
-    call = (query, keys, values, tables, short.starts, contexts, SCALE, None, out)
-    attention(*call)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        attention.enqueue(*call)
-    for case in (short, long, short):
-        query.copy_(case.query)
-        for pool, its in ((keys, case.keys), (values, case.values)):
-            pool[: len(its)] = its
-        tables[:, : case.tables.shape[1]] = case.tables
-        contexts.copy_(case.contexts)
-        out.fill_(float("nan"))
-        graph.replay()
-        assert_near(out, case.expected(None))
 
 
 def check_small() -> None:
@@ -213,7 +133,7 @@ def check_large() -> None:
     check(llama, [1] * 257, torch.randint(1, 514, (257,)).tolist())
     check(llama, [1] * 500, torch.randint(1, 200, (500,)).tolist())
     check(llama, [1, 4, 1, 2], [3, 9000, 64, 65], most_tokens=4)
-    check_replays()
+    check_replays(PagedAttention(llama), [drawn(llama, [1, 1], [20, 600]), drawn(llama, [1, 1], [3000, 470])])
 
 
 if __name__ == "__main__":
