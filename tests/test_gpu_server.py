@@ -11,7 +11,11 @@ import pytest
 import torch
 
 from tokenspeed import builtin, config
+from tokenspeed.backend.cuda import CudaBackend
+from tokenspeed.backend.graphs import Graphs
+from tokenspeed.backend.stepper import Begun, Stepper
 from tokenspeed.build import Server, build
+from tokenspeed.core.plan import Draw, Row, StepPlan
 from tokenspeed.core.request import Finished, FinishReason, Request, Sampling, TokenDelta
 from tokenspeed.text.tokenizer import Tokenizer
 
@@ -139,4 +143,80 @@ async def test_an_invalid_step_ends_its_requests_alone() -> None:
     events = [event async for batch in stream for event in batch]
     assert isinstance(events[-1], Finished)
     assert events[-1].reason is FinishReason.ERROR
+    await server.engine.stop()
+
+
+DRAWN_AS = [
+    Sampling(temperature=0.0),
+    Sampling(seed=3),
+    Sampling(temperature=0.7, top_k=20, top_p=0.9, seed=5),
+    Sampling(temperature=0.9, min_p=0.05, seed=6),
+    Sampling(temperature=1.5, top_p=0.95, seed=2**64 - 1),
+]
+
+
+def stepper_of(server: Server) -> Stepper:
+    backend = server.engine._backend
+    assert isinstance(backend, CudaBackend)
+    assert backend.stepper.graphs is not None
+    backend.stepper.graphs.wait()
+    return backend.stepper
+
+
+def drawn(
+    stepper: Stepper, samplings: Sequence[Sampling], steps: int, graphs: Graphs | None
+) -> list[list[int]]:
+    """By row, what a prompt and the steps that decode after it give, each begun behind the one that runs; the
+    prompts kernel by kernel, the others by `graphs`."""
+    prompts = [tuple(range(20 + n, 30 + 2 * n)) for n in range(len(samplings))]
+    blocks = [tuple(range(16 * n, 16 * n + 16)) for n in range(len(samplings))]
+    begun: list[Begun] = []
+    results: list[list[int]] = [[] for _ in samplings]
+
+    def end() -> None:
+        first = begun.pop(0)
+        first.ended.wait()
+        for found, row in zip(results, stepper.end(first).rows, strict=True):
+            assert row.error is None
+            found += row.tokens
+
+    for number in range(steps + 1):
+        rows = [
+            Row(n, start, prompt if number == 0 else (0,), table, draw, source=n if number else -1)
+            for n, (prompt, table, sampling) in enumerate(zip(prompts, blocks, samplings, strict=True))
+            for start in [len(prompt) + number - 1 if number else 0]
+            for draw in [Draw(sampling, sampling.seed or 0, len(prompt) + number)]
+        ]
+        stepper.graphs = graphs if number else None
+        begun.append(stepper.begin(StepPlan(number, tuple(rows))))
+        if len(begun) == 2:
+            end()
+    end()
+    return results
+
+
+@pytest.mark.parametrize("rows", [1, 5, 8, 14])
+async def test_a_captured_step_draws_what_one_launched_kernel_by_kernel_draws(rows: int) -> None:
+    """With the same kernels: attention is the same one in both. 14 rows are captured as such."""
+    server = built("device.name=cuda", "cache.memory_mib=64", "kernels.decode_attention=apart")
+    stepper = stepper_of(server)
+    samplings = [DRAWN_AS[(n + rows) % len(DRAWN_AS)] for n in range(rows)]
+    captured = drawn(stepper, samplings, 60, stepper.graphs)
+    assert drawn(stepper, samplings, 60, None) == captured
+    assert [len(row) for row in captured] == [61] * rows
+    await server.engine.stop()
+
+
+async def test_a_row_draws_alike_beside_rows_whose_logits_are_changed() -> None:
+    """Those are drawn again behind the graph, which draws from the logits as they are."""
+    server = built("device.name=cuda", "cache.memory_mib=64")
+    stepper = stepper_of(server)
+    biased = Sampling(temperature=0.0, logit_bias=((33, 1000.0),))
+    asked = Sampling(temperature=0.0, logprobs=2)
+    plain = Sampling(temperature=0.0)
+    first = drawn(stepper, [*DRAWN_AS, biased, asked], 60, stepper.graphs)
+    second = drawn(stepper, [*DRAWN_AS, plain, plain], 60, stepper.graphs)
+    assert first[:5] == second[:5]
+    assert first[5] == [33] * 61
+    assert first[6] == second[6]
     await server.engine.stop()

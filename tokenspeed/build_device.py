@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from gpu.table import REFERENCE
 from tokenspeed.backend.cpu import CpuBackend, plan_memory
 from tokenspeed.backend.cuda import CudaBackend
 from tokenspeed.backend.prior import cpu_costs, gpu_costs
@@ -169,7 +170,13 @@ def _stepper(config: Config, network: Network, chosen: Chosen) -> Stepper:
     """Ready to serve: every kind of step has run once."""
     graphs = config.device.graphs_mib * 2**20 if chosen.captures_decode else 0
     tokens = network.bounds.tokens if chosen.captures_prefill else 0
-    stepper = Stepper(network, chosen.ops, graph_bytes=graphs, graph_tokens=tokens)
+    stepper = Stepper(
+        network,
+        chosen.ops,
+        graph_bytes=graphs,
+        graph_tokens=tokens,
+        captures_draw=chosen.ops.sample is not REFERENCE.sample,  # which takes a lot of memory
+    )
     stepper.warm_up()
     return stepper
 

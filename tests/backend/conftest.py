@@ -124,7 +124,7 @@ def tiny() -> Tiny:
     return Tiny(weights_of(seed=5))
 
 
-def stepper_of(tiny: Tiny, bounds: Bounds) -> Stepper:
+def stepper_of(tiny: Tiny, bounds: Bounds, *, captures_draw: bool = True) -> Stepper:
     """On the CPU, with the plain operations, ready to serve."""
     spec, weights = tiny.spec, empty(tiny.spec, torch.float32, torch.device("cpu"))
     fill(weights, tiny.weights)
@@ -138,7 +138,7 @@ def stepper_of(tiny: Tiny, bounds: Bounds) -> Stepper:
     )
     network = Network(spec, weights, REFERENCE, products, bounds, block_size=tiny.block_size)
     network.allocate(tiny.blocks)
-    stepper = Stepper(network, REFERENCE)
+    stepper = Stepper(network, REFERENCE, captures_draw=captures_draw)
     stepper.warm_up()
     return stepper
 
@@ -166,13 +166,14 @@ class Replayed:
         stepper._work(shape)
 
 
-@pytest.fixture(params=["launched", "replayed"])
+@pytest.fixture(params=["launched", "replayed", "drawn apart"])
 def make_stepper(tiny: Tiny, request: pytest.FixtureRequest) -> Callable[[Bounds], Stepper]:
-    """Make a stepper for steps of some size; its steps run as they are, or padded to the shapes of graphs."""
+    """Make a stepper for steps of some size; its steps run as they are, or padded to the shapes of graphs,
+    which hold the draw or do not."""
 
     def make(bounds: Bounds) -> Stepper:
-        stepper = stepper_of(tiny, bounds)
-        if request.param == "replayed":
+        stepper = stepper_of(tiny, bounds, captures_draw=request.param != "drawn apart")
+        if request.param != "launched":
             stepper.graphs = Replayed(stepper, bounds)  # type: ignore[assignment]
         return stepper
 

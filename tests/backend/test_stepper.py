@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 
-from tokenspeed.backend.graphs import Graph, Graphs, decode_shapes
+from gpu.table import REFERENCE, Ops
+from tokenspeed.backend.graphs import Graph, Graphs, _replay_of, decode_shapes
 from tokenspeed.backend.results import SOURCE_FAILED
-from tokenspeed.backend.stepper import IN_FLIGHT, Stepper
+from tokenspeed.backend.stepper import IN_FLIGHT, Begun, Stepper
 from tokenspeed.core.plan import Draw, Row, RowResult, StepPlan
 from tokenspeed.core.request import Sampling
 from tokenspeed.model.cuda.network import Bounds
@@ -178,6 +180,50 @@ def test_what_a_row_names_that_there_is_not_is_its_own_error(tiny: Any, stepper:
     assert results[2].tokens == tiny.continued((1, 2), GREEDY, 1)
 
 
+def test_a_captured_step_that_decodes_takes_one_copy_a_graph_and_one_copy_back(
+    tiny: Any, make_stepper: MakeStepper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stepper = make_stepper(Bounds(64, 16, 16, 48))
+    if stepper.graphs is None or not stepper._captures_draw:
+        pytest.skip("not captured as a whole")
+    asked: list[str] = []
+    begun: list[Begun] = []
+
+    def noted(name: str, call: Callable[..., object]) -> Callable[..., object]:
+        def note(*arguments: Any, **keywords: Any) -> object:
+            asked.append(name)
+            return call(*arguments, **keywords)
+
+        return note
+
+    rows = range(9)  # padded to 10
+    sampling = Sampling(seed=4)
+    for n in rows:
+        run(stepper, Row(n, 0, (n,), blocks_of(n)[:1], None))
+    first = tuple(Row(n, 1, (n,), blocks_of(n)[:1], Draw(sampling, 4, 2)) for n in rows)
+    begun.append(stepper.begin(StepPlan(0, first)))
+    monkeypatch.setattr(stepper._packer._staging, "_copy", noted("there", stepper._packer._staging._copy))
+    monkeypatch.setattr(stepper._returned, "_copy", noted("back", stepper._returned._copy))
+    monkeypatch.setattr(
+        stepper.graphs, "_replay", lambda stepper, shape: asked.append(f"graph of {shape.rows}")
+    )
+    ops = Ops(**{field.name: noted(field.name, getattr(REFERENCE, field.name)) for field in fields(Ops)})
+    monkeypatch.setattr(stepper, "_ops", ops)
+    monkeypatch.setattr(stepper._network, "_ops", ops)
+    second = tuple(row._replace(start=2, source=n, draw=Draw(sampling, 4, 3)) for n, row in enumerate(first))
+    begun.append(stepper.begin(StepPlan(1, second)))
+    assert asked == ["there", "graph of 10", "back"]
+    assert len(stepper.end(begun[0]).rows) == len(stepper.end(begun[1]).rows) == 9
+
+
+def test_what_pads_a_step_is_nobodys_result_nor_error(tiny: Any, make_stepper: MakeStepper) -> None:
+    stepper = make_stepper(Bounds(64, 16, 16, 48))
+    stepper._network._weights.embedding[0] = float("nan")  # of the tokens that pad
+    rows = [Row(n, 0, (n + 1,), blocks_of(n), tiny.draw(GREEDY, (n + 1,), (n + 1,))) for n in range(9)]
+    for result, row in zip(run(stepper, *rows), rows, strict=True):
+        assert result.tokens == tiny.continued(row.tokens, GREEDY, 1)
+
+
 def test_no_more_steps_are_begun_than_there_are_buffers_for(tiny: Any, stepper: Stepper) -> None:
     plan = StepPlan(0, (Row(0, 0, (1,), blocks_of(0), None),))
     begun = [stepper.begin(plan) for _ in range(IN_FLIGHT)]
@@ -239,3 +285,24 @@ def test_a_step_beyond_the_memory_there_is_fails_before_anything_is_enqueued(
     with pytest.raises(ValueError, match="exceeds 8 and 64"):
         stepper.begin(plan)
     assert run(stepper, Row(0, 0, (1,), blocks_of(0), None)) == (RowResult(),)
+
+
+def test_a_graph_is_launched_by_its_handle_where_torch_tells_it() -> None:
+    class Old:
+        def replay(self) -> None:
+            raise NotImplementedError
+
+    class New(Old):
+        def raw_cuda_graph_exec(self) -> int:
+            return 0x99
+
+    class Launches:
+        handles: ClassVar[list[int]] = []
+
+        def launch_graph(self, executable: int) -> None:
+            self.handles.append(executable)
+
+    old, driver = Old(), Launches()
+    _replay_of(New(), driver)()  # type: ignore[arg-type]
+    assert driver.handles == [0x99]
+    assert _replay_of(old, driver) == old.replay  # type: ignore[arg-type]

@@ -6,10 +6,12 @@ import logging
 import threading
 from bisect import bisect_left
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 
+from gpu.driver import Driver
 from tokenspeed.model.cuda.network import PADDED_ROWS, Shape
 
 logger = logging.getLogger(__name__)
@@ -70,6 +72,7 @@ class Graphs:
         self._decodes = decode_shapes(most_rows)
         self._mixed = mixed_shapes(most_rows, most_tokens)
         self._graphs: dict[Shape, Graph] = {}
+        self._kept: list[torch.cuda.CUDAGraph] = []  # as long as they may be launched
         self._pool: Any = None
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._capture_all, name="graphs", daemon=True)
@@ -124,6 +127,7 @@ class Graphs:
                 # A stream of its own to warm up on: libraries keep a workspace for each stream, and that
                 # of the stream that captures is used by graphs, which run meanwhile.
                 warming, capturing = torch.cuda.Stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+                driver = Driver(self._device)
                 for shape in self.shapes:
                     if self._closing.is_set() or self._used_up(shape):
                         return
@@ -131,7 +135,7 @@ class Graphs:
                         self._warm(shape.tokens)
                         warming.synchronize()
                     with torch.cuda.stream(capturing):
-                        self._capture(shape)
+                        self._capture(shape, driver)
         except Exception:
             logger.warning("a step could not be captured; such steps run kernel by kernel", exc_info=True)
         logger.debug("captured %d graphs in %d MiB", len(self), self.bytes_taken >> 20)
@@ -142,7 +146,7 @@ class Graphs:
         logger.info("no memory for graphs of %d tokens and more; raise [device] graphs_mib", shape.tokens)
         return True
 
-    def _capture(self, shape: Shape) -> None:
+    def _capture(self, shape: Shape, driver: Driver) -> None:
         """Capture one, on the current stream."""
         before, _ = torch.cuda.mem_get_info(self._device)
         graph = torch.cuda.CUDAGraph()
@@ -153,6 +157,14 @@ class Graphs:
         finally:
             graph.capture_end()
         self._pool = self._pool or graph.pool()
-        self._graphs[shape] = Graph(shape, graph.replay)
+        self._kept.append(graph)
+        self._graphs[shape] = Graph(shape, _replay_of(graph, driver))
         after, _ = torch.cuda.mem_get_info(self._device)
         self.bytes_taken += max(0, before - after)
+
+
+def _replay_of(graph: torch.cuda.CUDAGraph, driver: Driver) -> Callable[[], None]:
+    """By the driver, where this version of torch tells the handle that it needs."""
+    if hasattr(graph, "raw_cuda_graph_exec"):
+        return partial(driver.launch_graph, graph.raw_cuda_graph_exec())
+    return graph.replay

@@ -63,9 +63,9 @@ class Packer:
             arrays["contexts"][count:] = 0
         self._parameters.fill(arrays, draws)
         staged.tables[:] = self._entries[first:last, :width]
-        tables = self._staging.send(staged)
+        self._staging.send(staged)
         if last > first:
-            self._network.set_tables(first, tables)
+            self._network.set_tables(first, self._staging.tables(staged))
             self._tables[first:last] = [row.blocks for row in rows[first:last]]
         return self.tensors(shape)
 
@@ -101,7 +101,8 @@ class Packer:
         self._parameters.fill(arrays, draws)
         staged.tables[:] = batch.block_tables
         self._tables = []  # others are there now
-        tables = self._staging.send(staged)
+        self._staging.send(staged)
+        tables = self._staging.tables(staged)
         if singles:
             self._network.set_tables(0, tables[:singles])
         if others:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gpu.table import Ops
@@ -30,14 +31,14 @@ from tokenspeed.model.cuda.drawing import (
     adjustments_of,
     sampled_of,
     to_device,
-    to_host,
 )
 from tokenspeed.model.cuda.network import Bounds, Network, Shape
-from tokenspeed.model.cuda.staging import StepTensors
+from tokenspeed.model.cuda.staging import Returned, StepTensors
 from tokenspeed.model.sampler import Sampled
 
 WARMED = (16, 256, 2048)  # tokens of prompts
 NONE: frozenset[int] = frozenset()
+EMPTY = np.zeros((2, 0), np.int32)
 # A named tuple's own constructor takes twice as long, and this is done for every row of every step.
 _new = tuple.__new__
 IN_FLIGHT = 2  # steps at most: the one that runs and the one behind it
@@ -59,7 +60,7 @@ class Begun:
     order: _Order
     draws: list[Draw | None]  # one a logit
     counts: list[int]  # of logits, for each row of the order
-    drawn: Tensor  # int32 [2, logits] on the host: tokens, statuses
+    drawn: NDArray[np.int32]  # [2, logits, as many as were computed]: tokens, statuses
     started: Mark
     ended: Mark
     before: Mark | None  # the end of the step before
@@ -74,15 +75,26 @@ class Stepper:
     All of it is for one thread, but for `Begun.ended.wait()`.
     """
 
-    def __init__(self, network: Network, ops: Ops, *, graph_bytes: int = 0, graph_tokens: int = 0) -> None:
+    def __init__(
+        self,
+        network: Network,
+        ops: Ops,
+        *,
+        graph_bytes: int = 0,
+        graph_tokens: int = 0,
+        captures_draw: bool = True,
+    ) -> None:
         """`graph_bytes` of the device's memory for captured graphs; 0: none are captured. Of steps that
-        prefill those are that have up to `graph_tokens`."""
+        prefill those are that have up to `graph_tokens`. Those that decode end with the draw, if
+        `captures_draw`."""
         bounds = network.bounds
         self._network, self._ops = network, ops
         self._vocab = network.spec.vocab_size
         self._packer = Packer(network, buffers=IN_FLIGHT + 1)
-        # What the last step drew, as far as its logits go, then their statuses.
+        self._captures_draw = captures_draw
+        # What the last step drew: a token for each logit it computed, then their statuses.
         self._drawn = torch.zeros(2 * bounds.tokens, dtype=torch.int32, device=network.device)
+        self._returned = Returned(self._drawn, buffers=IN_FLIGHT + 1)
         self._marks = [(mark_on(network.device), mark_on(network.device)) for _ in range(IN_FLIGHT + 2)]
         self._turn = 0
         self._last_end: Mark | None = None
@@ -114,7 +126,7 @@ class Stepper:
         sources, self._logit_of = self._logit_of, {}
         faults: dict[int, str] = {}
         order = _ordered([self._ready(place, row, sources, faults) for place, row in enumerate(plan.rows)])
-        begun = Begun(plan, order, [], [], self._drawn, started, ended, self._last_end, faults)
+        begun = Begun(plan, order, [], [], EMPTY, started, ended, self._last_end, faults)
         self._enqueue(begun, sources)
         ended.set()
         self._last_end = ended
@@ -124,7 +136,7 @@ class Stepper:
     def end(self, begun: Begun) -> StepResult:
         """What the step gave, after `begun.ended.wait()`."""
         self._in_flight -= 1
-        tokens, statuses = begun.drawn.tolist()
+        tokens, statuses = begun.drawn[:, : len(begun.draws)].tolist()
         if begun.counts == [1] * len(tokens) and not (begun.ranked or begun.scored or any(statuses)):
             results = _plain_results(begun.order, tokens)
         else:
@@ -189,28 +201,33 @@ class Stepper:
         return row
 
     def _work(self, shape: Shape) -> None:
-        """What is captured: a step of that shape; where all rows have one token, up to their logits."""
-        self._network.forward(self._packer.tensors(shape), shape)
-        if shape.singles == shape.rows:
-            self._network.compute_logits(None, shape.rows)
+        """What is captured: a step of that shape, up to its hidden states; where all rows have one token, up
+        to their logits, and the draws from these as they are."""
+        network, step, rows = self._network, self._packer.tensors(shape), shape.rows
+        network.embed(step, shape, self._drawn)
+        network.forward(step, shape)
+        if shape.singles == rows:
+            logits = network.compute_logits(None, rows)
+            if self._captures_draw:
+                self._sample(logits, step, 0, rows)
 
     def _enqueue(self, begun: Begun, sources: dict[int, int]) -> None:
         rows, singles = begun.order.rows, begun.order.singles
         if singles == len(rows) and not any(row.targets for row in rows):
-            self._decode(begun, sources)
+            logits = self._decode(begun, sources)
         else:
-            self._mixed(begun, sources)
-        logits = len(begun.draws)
+            logits = self._mixed(begun, sources)
         first = accumulate(begun.counts, initial=0)
         self._logit_of = {
             place: logit
             for row, place, logit in zip(rows, begun.order.places, first, strict=False)
             if row.draw is not None and not row.drafts
         }
-        begun.drawn = to_host(self._drawn[: 2 * logits].view(2, logits))
+        begun.drawn = self._returned.fetch(2 * logits).reshape(2, logits)
 
-    def _decode(self, begun: Begun, sources: dict[int, int]) -> None:
-        """One token a row, by a captured graph where there is one: logits after every row."""
+    def _decode(self, begun: Begun, sources: dict[int, int]) -> int:
+        """One token a row, by a captured graph where there is one: logits after every row, and after those
+        that pad the step; their number."""
         rows = begun.order.rows
         count = len(rows)
         begun.draws = [row.draw for row in rows]
@@ -219,15 +236,17 @@ class Stepper:
         graph = None if self.graphs is None else self.graphs.decode(count, keys)
         shape = Shape(count, count, count) if graph is None else graph.shape
         step = self._packer.decode(rows, shape, begun.draws, sources)
-        self._network.embed(step, shape, self._drawn)
         if graph is None:
             self._work(shape)
         else:
             graph.replay()
-        self._draw(begun, 0, self._network.logits[:count], step)
+        if not (self._captures_draw and self._packer.plain):  # else it is done
+            self._draw(begun, 0, self._network.logits[:count], step, shape.rows)
+        return shape.rows
 
-    def _mixed(self, begun: Begun, sources: dict[int, int]) -> None:
-        """Rows of any number of tokens: logits where they are wanted, in parts that there is memory for."""
+    def _mixed(self, begun: Begun, sources: dict[int, int]) -> int:
+        """Rows of any number of tokens: logits where they are wanted, in parts that there is memory for;
+        their number."""
         rows, network = begun.order.rows, self._network
         begun.draws = [draw for row in rows for draw in draws_of(row)]
         begun.counts = [0 if row.draw is None else 1 + len(row.drafts) for row in rows]
@@ -235,17 +254,18 @@ class Stepper:
         graph = None if self.graphs is None else self.graphs.mixed(tokens, singles, len(rows) - singles)
         shape = Shape(tokens, singles, len(rows)) if graph is None else graph.shape
         step, scored = self._packer.mixed(rows, singles, shape, begun.draws, sources)
-        network.embed(step, shape, self._drawn)
         if graph is None:
+            network.embed(step, shape, self._drawn)
             network.forward(step, shape)
         else:
             graph.replay()
-        most = network.bounds.logits
-        for first in range(0, len(begun.draws), most):
+        logits, most = len(begun.draws), network.bounds.logits
+        for first in range(0, logits, most):
             part = step.logit_rows[first : first + most]
-            self._draw(begun, first, network.compute_logits(part, len(part)), step)
+            self._draw(begun, first, network.compute_logits(part, len(part)), step, logits)
         if len(scored):
             self._score(begun, to_device(scored, network.device))
+        return logits
 
     def _score(self, begun: Begun, wanted: Tensor) -> None:
         """Enqueue the log-probabilities of what follows the tokens `wanted` in their prompts."""
@@ -260,15 +280,21 @@ class Stepper:
             ranked = raw.ranked(to_device(np.array(targets[first : first + count], np.int32), network.device))
             begun.scored += [(ranked, row) for row in range(count)]
 
-    def _draw(self, begun: Begun, first: int, logits: Tensor, step: StepTensors) -> None:
-        """Enqueue the draws from `logits`, those of the step from `first` on."""
-        count, total = len(logits), len(begun.draws)
+    def _draw(self, begun: Begun, first: int, logits: Tensor, step: StepTensors, total: int) -> None:
+        """Enqueue the draws from `logits`, those of the step's `total` from `first` on."""
+        count = len(logits)
         draws = begun.draws[first : first + count]
         raws = [] if self._packer.plain else _raws(logits, draws)
         if not self._packer.plain and (given := adjustments_of(draws)) is not None:
             adjust(self._ops, logits, given)
-        some = slice(first, first + count)
-        tokens = self._drawn[some]
+        self._sample(logits, step, first, total)
+        for raw, numbers in raws:
+            ranked = raw.ranked(self._drawn[first : first + count])
+            begun.ranked |= {first + number: (ranked, row) for row, number in enumerate(numbers)}
+
+    def _sample(self, logits: Tensor, step: StepTensors, first: int, total: int) -> None:
+        """Enqueue the draws themselves."""
+        some = slice(first, first + len(logits))
         self._ops.sample(
             logits,
             step.temperature[some],
@@ -277,12 +303,9 @@ class Stepper:
             step.min_p[some],
             step.seeds[some],
             step.draw_positions[some],
-            tokens,
-            self._drawn[total + first : total + first + count],
+            self._drawn[some],
+            self._drawn[total + first : total + first + len(logits)],
         )
-        for raw, numbers in raws:
-            ranked = raw.ranked(tokens)
-            begun.ranked |= {first + number: (ranked, row) for row, number in enumerate(numbers)}
 
 
 def staging_bytes(bounds: Bounds, block_size: int) -> int:

@@ -142,9 +142,9 @@ class Network:
     def embed(self, step: StepTensors, shape: Shape, sampled: Tensor) -> None:
         """Begin a step: from token ids to hidden states.
 
-        `sampled` int32 is what the step before drew, which `step.sources` refer to. This is no part of what
-        is captured: a graph begins when all before it has ended, so its kernels may read what was written
-        here while those ahead of them still run.
+        `sampled` int32 is what the step before drew, which `step.sources` refer to. A graph begins when all
+        before it has ended, so its kernels may read what was sent to the device (tables, contexts, positions)
+        while those ahead of them still run; not so what is written here.
         """
         views = self._activations(shape.tokens)
         self._ops.embed(

@@ -1,7 +1,9 @@
-"""What a step is told, packed into one piece of memory: one copy to the device, however many arrays."""
+"""What a step is told and what it gives, each in one piece of memory: one copy, however many arrays."""
 
 from __future__ import annotations
 
+import ctypes
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -11,7 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-ALIGNED = 4  # words of 4 bytes; arrays begin at a multiple
+from gpu.driver import Driver
+
+WORD = 4  # bytes
+ALIGNED = 4  # words; arrays begin at a multiple
 
 
 class Size(NamedTuple):
@@ -32,6 +37,12 @@ class _Array(NamedTuple):
 
 
 Layout = dict[str, _Array]
+Copy = Callable[[int, int, int], object]  # to an address, from an address, so many bytes
+
+
+def copies_of(device: torch.device) -> Copy:
+    """How memory of the host and of the device is copied: enqueued, if the device works on its own."""
+    return Driver(device).copy if device.type == "cuda" else ctypes.memmove
 
 
 @lru_cache(maxsize=256)
@@ -102,10 +113,12 @@ class Staging:
     """
 
     def __init__(self, device: torch.device, words: int, *, buffers: int = 3) -> None:
-        pinned = device.type == "cuda"
-        self._host = [torch.zeros(words, dtype=torch.int32, pin_memory=pinned) for _ in range(buffers)]
+        self._host = _buffers(device, words, buffers)
         self._arrays = [buffer.numpy() for buffer in self._host]
+        self._addresses = [buffer.data_ptr() for buffer in self._host]
         self._device = torch.zeros(words, dtype=torch.int32, device=device)
+        self._target = self._device.data_ptr()
+        self._copy = copies_of(device)
         self._next = 0
         self.tensors = lru_cache(maxsize=128)(self._tensors)
         self._views = lru_cache(maxsize=384)(self._viewed)
@@ -117,9 +130,12 @@ class Staging:
         words = end + tables[0] * tables[1]
         return Staged(arrays, self._arrays[turn][end:words].reshape(tables), words, turn)
 
-    def send(self, staged: Staged) -> Tensor:
-        """Enqueue the copy; the tables [rows, width] on the device."""
-        self._device[: staged.words].copy_(self._host[staged.buffer][: staged.words], non_blocking=True)
+    def send(self, staged: Staged) -> None:
+        """Enqueue the copy."""
+        self._copy(self._target, self._addresses[staged.buffer], WORD * staged.words)
+
+    def tables(self, staged: Staged) -> Tensor:
+        """The block tables [rows, width] on the device, until others are sent."""
         rows, width = staged.tables.shape
         return self._device[staged.words - rows * width : staged.words].view(rows, width)
 
@@ -142,3 +158,32 @@ class Staging:
                 for name, array in layout.items()
             }
         )
+
+
+class Returned:
+    """Buffers on the host, used in turn, that words of the device are copied to.
+
+    `buffers` must exceed the copies that are still to be read.
+    """
+
+    def __init__(self, source: Tensor, *, buffers: int) -> None:
+        """`source` is int32 and contiguous."""
+        self._source = source
+        self._host = _buffers(source.device, source.numel(), buffers)
+        self._turns = [(buffer.numpy(), buffer.data_ptr()) for buffer in self._host]
+        self._copy = copies_of(source.device)
+        self._next = 0
+
+    def fetch(self, words: int) -> NDArray[np.int32]:
+        """Enqueue a copy of the first `words`; they are there once the device has come so far."""
+        array, address = self._turns[self._next]
+        self._next = (self._next + 1) % len(self._turns)
+        if words:
+            self._copy(address, self._source.data_ptr(), WORD * words)
+        return array[:words]
+
+
+def _buffers(device: torch.device, words: int, count: int) -> list[Tensor]:
+    """On the host; copies between them and the device need not be waited for."""
+    pinned = device.type == "cuda"
+    return [torch.zeros(words, dtype=torch.int32, pin_memory=pinned) for _ in range(count)]
