@@ -41,7 +41,10 @@ ALLOWED = {
     "gpu": {"torch", "numpy", "numba", "cupy"},
 }
 # Which modules of `gpu` alone may import what is there only with a GPU.
-GPU_LIBRARIES = {"cupy": ("launch", "cupy_kernel"), "numba": ("numba_launch", "numba_kernel")}
+GPU_LIBRARIES = {
+    "cupy": ("launch", "cupy_kernel"),
+    "numba": ("numba_launch", "numba_device", "numba_parts", "numba_read", "numba_join", "numba_kernel"),
+}
 FORBIDDEN = {
     "tokenspeed.core": {"asyncio", "time", "logging", "pathlib", "os", "random"},
     "gpu": {"asyncio", "tokenspeed"},

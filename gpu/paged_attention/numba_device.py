@@ -1,4 +1,4 @@
-"""What the Numba kernels of paged_attention ask of a device or the CUDA simulator: bits and launches."""
+"""What the Numba kernels of paged_attention ask of a device, or of the CUDA simulator: warps and bits."""
 
 from __future__ import annotations
 
@@ -6,14 +6,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import config, cuda
+from numba import cuda as numba_cuda
 from torch import Tensor
 
-SIMULATED = bool(config.ENABLE_CUDASIM)  # type: ignore[attr-defined]
+from gpu.numba_launch import SIMULATED
+
 LANES = 8 if SIMULATED else 32  # of a warp: each is a Python thread in the simulator
 BIT_TYPES = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.float32}
 
 if SIMULATED:
+    from numba.cuda.simulator.kernel import _get_kernel_context
+
+    class _Cuda:
+        """That of the running kernel: the simulator gives it to the module of the kernel alone."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(_get_kernel_context() or numba_cuda, name)
+
+    cuda: Any = _Cuda()
 
     def inlined(function: Any) -> Any:
         return function
@@ -39,7 +49,22 @@ if SIMULATED:
     def bounded(threads: int, blocks: int) -> Any:
         return cuda.jit
 
+    def _of_lanes(x: Any) -> Any:
+        told = cuda.shared.array(cuda.blockDim.x, np.float32)
+        cuda.syncthreads()
+        told[cuda.threadIdx.x] = x
+        cuda.syncthreads()
+        first = cuda.threadIdx.x // LANES * LANES
+        return told[first : first + LANES]
+
+    def largest_of_warp(x: Any) -> Any:
+        return _of_lanes(x).max()
+
+    def sum_of_warp(x: Any) -> Any:
+        return _of_lanes(x).sum()
+
 else:
+    cuda = numba_cuda
     libdevice: Any = cuda.libdevice
     inlined = cuda.jit(device=True, forceinline=True)
 
@@ -71,6 +96,24 @@ else:
     def int16(bits: Any) -> Any:
         return np.int16(bits)
 
+    @inlined
+    def largest_of_warp(x: Any) -> Any:
+        for power in range(5):
+            x = max(x, cuda.shfl_xor_sync(0xFFFFFFFF, x, 1 << power))
+        return x
+
+    @inlined
+    def sum_of_warp(x: Any) -> Any:
+        for power in range(5):
+            x += cuda.shfl_xor_sync(0xFFFFFFFF, x, 1 << power)
+        return x
+
+
+@inlined
+def own_thread() -> Any:
+    """Its number in the block, at most 1023; not negative, which tells the compiler what indices are not."""
+    return cuda.threadIdx.x & 1023
+
 
 def conversions(dtype: torch.dtype) -> tuple[Any, Any]:
     """`widen(word, element)` to float32, and `narrow(x)` to what an output has (see `BIT_TYPES`)."""
@@ -99,13 +142,3 @@ def flat(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     tensor = tensor.view(dtype)
     length = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return tensor.as_strided((length,), (1,))
-
-
-def launch(kernel: Any, grid: tuple[int, ...], threads: int, *arguments: Tensor | int | float) -> None:
-    """Enqueue on torch's current stream; as `gpu.numba_launch.enqueue`, with numbers among the arguments."""
-    if SIMULATED:
-        kernel[grid, threads](*(x.numpy() if isinstance(x, Tensor) else x for x in arguments))
-        return
-    stream = cuda.external_stream(torch.cuda.current_stream().cuda_stream)
-    passed = (cuda.as_cuda_array(x, sync=False) if isinstance(x, Tensor) else x for x in arguments)
-    kernel[grid, threads, stream](*passed)
