@@ -2,43 +2,23 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
 from gpu.copy_blocks.reference import copy_blocks
 from gpu.gather_ids.reference import gather_ids
-
-ROOT = Path(__file__).parents[2]
-
-
-def run_cases(**environment: str) -> subprocess.CompletedProcess[str]:
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    return subprocess.run(
-        [sys.executable, "tests/gpu/numba_cases.py"],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": path, **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+from tests.gpu.scripts import ROOT, run_script
 
 
 def test_kernels_agree_with_the_references_in_the_simulator() -> None:
-    done = run_cases(NUMBA_ENABLE_CUDASIM="1")
-    assert done.returncode == 0, done.stderr
+    run_script("numba_cases.py", NUMBA_ENABLE_CUDASIM="1")
 
 
 @pytest.mark.gpu
 def test_kernels_agree_with_the_references_on_a_device() -> None:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
-    done = run_cases(NUMBA_ENABLE_CUDASIM="0")
-    assert done.returncode == 0, done.stderr
+    run_script("numba_cases.py", NUMBA_ENABLE_CUDASIM="0")
 
 
 def test_blocks_are_copied_in_every_plane() -> None:
