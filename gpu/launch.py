@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping
-from struct import Struct
+from itertools import accumulate, islice
+from struct import Struct, calcsize
 from struct import error as StructError
 from threading import Lock
 from typing import Any
@@ -21,16 +22,16 @@ from torch import Tensor
 from gpu.cubins import cubin
 from gpu.source import Constants, Source
 
-Argument = Tensor | int | float | None
+Argument = Tensor | int | float | bytes | None
 Grid = tuple[int, ...]
 
 EARLY_CAPABILITY = (9, 0)
 INVALID_CONTEXT = 201  # CUDA_ERROR_...
 PROGRAMMATIC_STREAM_SERIALIZATION = 6  # CU_LAUNCH_ATTRIBUTE_...
+_AS_IT_IS = frozenset((int, float, bytes))  # types of arguments that are passed so
 # CUlaunchConfig: grid, block, bytes of shared memory, stream, address and number of attributes.
 _CONFIGURATION = Struct("=7I4xQQI4x")
 _ATTRIBUTE = Struct("=i4xi60x")  # CUlaunchAttribute
-_SLOT = 8  # bytes, that every argument is given
 
 
 class CompilationError(RuntimeError):
@@ -62,8 +63,9 @@ class Kernels:
     """The functions of a source for one set of constants, compiled for the device current at construction.
 
     An argument is a tensor (its address is passed), None (a null address), an int (32 bits) or a float
-    (32 bits); each argument of a function is of the same kind at every launch. Nothing is checked, allocated
-    or waited for at a launch, so launches can be captured in a CUDA graph. Any threads may launch.
+    (32 bits), or bytes, a multiple of 8, as they are; each argument of a function is of the same kind at
+    every launch. Nothing is checked, allocated or waited for at a launch, so launches can be captured in a
+    CUDA graph. Any threads may launch.
     """
 
     def __init__(
@@ -128,9 +130,7 @@ class Kernels:
         attributes: int,
     ) -> None:
         # Asking for the very type takes half as long as isinstance().
-        values = [
-            a if type(a) is int or type(a) is float else 0 if a is None else a.data_ptr() for a in arguments
-        ]
+        values = [0 if a is None else a if type(a) in _AS_IT_IS else a.data_ptr() for a in arguments]
         sizes = (*(*grid, 1, 1)[:3], *(*block, 1, 1)[:3], shared_bytes)
         rest = (self._stream(self._device), function.attribute, attributes)
         with self._lock:  # the storage is the function's; the driver has copied it when it returns
@@ -166,15 +166,23 @@ class _Function:
 
     def prepared(self, arguments: tuple[Argument, ...]) -> Struct:
         """Make room for arguments of these kinds."""
-        kinds = ("f4x" if isinstance(a, float) else "i4x" if isinstance(a, int) else "Q" for a in arguments)
+        kinds = [_kind(a) for a in arguments]
         packed = Struct("=" + "".join(kinds))
         self.storage = bytearray(packed.size)
         first = _address(self.storage)
-        addresses = (ctypes.c_void_p * len(arguments))(*(first + _SLOT * i for i in range(len(arguments))))
+        places = accumulate((calcsize(f"={kind}") for kind in kinds), initial=first)
+        addresses = (ctypes.c_void_p * len(arguments))(*islice(places, len(arguments)))
         configuration = ctypes.c_void_p(_address(self.configuration))
         self.passed = (configuration, ctypes.c_void_p(self._handle), addresses, None)
         self.packed = packed
         return packed
+
+
+def _kind(argument: Argument) -> str:
+    """As what it is packed, 8 bytes or a multiple."""
+    if isinstance(argument, bytes):
+        return f"{len(argument)}s"
+    return "f4x" if isinstance(argument, float) else "i4x" if isinstance(argument, int) else "Q"
 
 
 def _address(memory: bytearray) -> int:

@@ -82,6 +82,14 @@ class DecodeAttention(Protocol):
     ) -> None: ...
 
 
+class GatedLinear(Protocol):
+    """See `gpu.gated_linear`; `pays` where it is faster than a product and `silu_mul`."""
+
+    def pays(self, rows: int, inputs: int, outputs: int) -> bool: ...
+
+    def enqueue(self, x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None: ...
+
+
 class RmsNorm(Protocol):
     """See `gpu.rms_norm`."""
 
@@ -130,12 +138,13 @@ class Ops:
 
     `paged_attention` is for rows of few tokens, `prefill_attention` obeys the same contract for many.
     `decode_attention` is `rope_write_kv` and `paged_attention` in one, for few rows and short contexts, where
-    there is such a thing.
+    there is such a thing; `gated_linear` is `linear` and `silu_mul` in one, for many rows.
     """
 
     adjust_logits: AdjustLogits
     decode_attention: DecodeAttention | None
     embed: Embed
+    gated_linear: GatedLinear | None
     linear: Linear
     paged_attention: PagedAttention
     prefill_attention: PagedAttention
@@ -149,6 +158,7 @@ REFERENCE = Ops(
     adjust_logits=adjust_logits,
     decode_attention=decode_attention,
     embed=embed,
+    gated_linear=None,
     linear=linear,
     paged_attention=paged_attention,
     prefill_attention=prefill_attention,

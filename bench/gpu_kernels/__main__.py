@@ -19,6 +19,7 @@ from bench.gpu_kernels.timing import read_ceiling
 
 OPERATIONS = (
     "decode_attention",
+    "gated_linear",
     "layer",
     "linear",
     "numba_attention",

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from gpu.paged_attention.source import TILE, Heads
-from gpu.table import REFERENCE, DecodeAttention, Ops
+from gpu.table import REFERENCE, DecodeAttention, GatedLinear, Ops
 from tokenspeed.errors import ModelError
 from tokenspeed.model.cuda.network import ATTENDED_AT_ONCE, RESIDUAL, Bounds
 from tokenspeed.model.cuda.products import ByRows, ManyRows, Products
@@ -123,6 +123,13 @@ def _fused(context: Context) -> DecodeAttention:
     return enqueue
 
 
+def _gated(context: Context) -> GatedLinear:
+    """Products of many rows with gates and ups, in one kernel."""
+    module = importlib.import_module("gpu.gated_linear.cupy_kernel")
+    op: GatedLinear = module.GatedLinear(context.dtype)
+    return op
+
+
 def _none(context: Context) -> None:
     """Nothing of its own."""
 
@@ -170,6 +177,7 @@ MAKERS: Mapping[str, Mapping[str, Maker]] = MappingProxyType(
         },
         "products": {"cupy": _few, "torch": _none},  # none: few rows are multiplied as many are
         "decode_attention": {"cupy": _fused, "apart": _none},
+        "gated_linear": {"cupy": _gated, "apart": _none},
     }
 )
 
@@ -187,6 +195,7 @@ def pins_of(options: KernelOptions) -> dict[str, str]:
         "adjust_logits": options.adjust_logits,
         "products": options.products,
         "decode_attention": options.decode_attention,
+        "gated_linear": options.gated_linear,
     }
 
 

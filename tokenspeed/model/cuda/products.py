@@ -44,6 +44,12 @@ class ManyRows:
 
     def norm_gated(self, x: Tensor, norm: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
         rows, inner = out.shape
+        gated = self._ops.gated_linear
+        if gated is not None and gated.pays(rows, x.shape[1], inner):
+            normed = self._normed[:rows]
+            self._ops.rms_norm(x, norm, self._eps, normed)
+            gated.enqueue(normed, weight, bias, out)
+            return
         both = self._both[:rows]
         self.norm_linear(x, norm, weight, bias, both)
         self._ops.silu_mul(both[:, :inner], both[:, inner:], out)
