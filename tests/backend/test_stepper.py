@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from dataclasses import fields
 from itertools import pairwise
@@ -12,6 +13,7 @@ import torch
 
 from gpu.table import REFERENCE, Ops
 from tokenspeed.backend.graphs import Graph, Graphs, _replay_of, decode_shapes
+from tokenspeed.backend.packing import Columns, columns_of
 from tokenspeed.backend.results import SOURCE_FAILED
 from tokenspeed.backend.stepper import IN_FLIGHT, Begun, Stepper
 from tokenspeed.core.plan import Draw, Row, RowResult, StepPlan
@@ -202,6 +204,10 @@ def test_a_captured_step_that_decodes_takes_one_copy_a_graph_and_one_copy_back(
         run(stepper, Row(n, 0, (n,), blocks_of(n)[:1], None))
     first = tuple(Row(n, 1, (n,), blocks_of(n)[:1], Draw(sampling, 4, 2)) for n in rows)
     begun.append(stepper.begin(StepPlan(0, first)))
+    started, ended = stepper._marks[stepper._turn]
+    monkeypatch.setattr(started, "set", noted("begins", started.set))
+    monkeypatch.setattr(ended, "set", noted("ends", ended.set))
+    monkeypatch.setattr(stepper._packer, "decode", noted("packed", stepper._packer.decode))
     monkeypatch.setattr(stepper._packer._staging, "_copy", noted("there", stepper._packer._staging._copy))
     monkeypatch.setattr(stepper._returned, "_copy", noted("back", stepper._returned._copy))
     monkeypatch.setattr(
@@ -212,8 +218,45 @@ def test_a_captured_step_that_decodes_takes_one_copy_a_graph_and_one_copy_back(
     monkeypatch.setattr(stepper._network, "_ops", ops)
     second = tuple(row._replace(start=2, source=n, draw=Draw(sampling, 4, 3)) for n, row in enumerate(first))
     begun.append(stepper.begin(StepPlan(1, second)))
-    assert asked == ["there", "graph of 10", "back"]
+    assert asked == ["packed", "begins", "there", "graph of 10", "back", "ends"]
     assert len(stepper.end(begun[0]).rows) == len(stepper.end(begun[1]).rows) == 9
+
+
+def test_a_row_that_draws_nothing_gives_nothing_to_the_step_behind_it(tiny: Any, stepper: Stepper) -> None:
+    drawing = Row(0, 0, (9,), blocks_of(0), tiny.draw(GREEDY, (9,), (9,)))
+    first = stepper.begin(StepPlan(0, (Row(1, 0, (8,), blocks_of(1), None), drawing)))
+    behind = [
+        Row(n, 1, (0,), blocks_of(n), Draw(GREEDY, 0, 2), source=source) for n, source in ((1, 0), (0, 1))
+    ]
+    second = stepper.begin(StepPlan(1, tuple(behind)))
+    expected = tiny.continued((9,), GREEDY, 2)
+    assert stepper.end(first).rows == (RowResult(), RowResult(expected[:1]))
+    assert stepper.end(second).rows == (RowResult(error=SOURCE_FAILED), RowResult(expected[1:]))
+
+
+def test_the_device_has_the_block_tables_of_the_rows_whatever_it_had_before(
+    tiny: Any, make_stepper: MakeStepper
+) -> None:
+    stepper, chance = make_stepper(Bounds(64, 16, 16, 48)), random.Random(4)
+    tables = [blocks_of(n)[:1] for n in range(20)]
+    for number in range(100):
+        for grown in chance.sample(range(20), 4):
+            tables[grown] = (*tables[grown], chance.randrange(64))[-BLOCKS_EACH:]
+        for anew in chance.sample(range(20), 2):
+            tables[anew] = tuple(chance.sample(range(64), chance.randint(1, BLOCKS_EACH)))
+        chosen = chance.sample(range(20), chance.randint(1, 16)) if number % 3 == 0 else range(12)
+        run(stepper, *[Row(n, 4 * len(tables[n]) - 1, (7,), tables[n], None) for n in chosen])
+        if number % 10 == 0:  # others take their places
+            run(stepper, Row(0, 0, (1, 2, 3), blocks_of(3), None), Row(1, 0, (1,), blocks_of(5), None))
+            run(stepper, *[Row(n, 4 * len(tables[n]) - 1, (7,), tables[n], None) for n in chosen])
+        for place, n in enumerate(chosen):
+            assert tuple(stepper._network._tables[place, : len(tables[n])].tolist()) == tables[n]
+
+
+def test_columns_are_the_fields_of_rows() -> None:
+    rows = [Row(n, n, (n,), (n, n), None, source=n, score=3) for n in range(3)]
+    assert Columns._fields == Row._fields
+    assert [Row(*fields) for fields in zip(*columns_of(rows), strict=True)] == rows
 
 
 def test_what_pads_a_step_is_nobodys_result_nor_error(tiny: Any, make_stepper: MakeStepper) -> None:

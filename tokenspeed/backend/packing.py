@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import compress, count
+from operator import getitem, is_not
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,9 +14,36 @@ from tokenspeed.model.batch import Int32
 from tokenspeed.model.batching import Batcher
 from tokenspeed.model.cuda.drawing import DrawParameters
 from tokenspeed.model.cuda.network import PADDED_ROWS, Bounds, Network, Shape
-from tokenspeed.model.cuda.staging import Size, Staging, StepTensors, words_needed
+from tokenspeed.model.cuda.staging import Size, Staged, Staging, StepTensors, words_needed
 
 NOT_COVERED = "a row's blocks do not cover its tokens"
+
+
+class Columns(NamedTuple):
+    """Rows, field by field: walking a field of all rows takes a fraction of what walking rows takes."""
+
+    sequence: tuple[int, ...]
+    start: tuple[int, ...]
+    tokens: tuple[tuple[int, ...], ...]
+    blocks: tuple[tuple[int, ...], ...]
+    draw: tuple[Draw | None, ...]
+    drafts: tuple[tuple[int, ...], ...]
+    source: tuple[int, ...]
+    targets: tuple[tuple[int, ...], ...]
+    score: tuple[int, ...]
+
+
+def columns_of(rows: Sequence[Row]) -> Columns:
+    """Of one row or more."""
+    return Columns._make(zip(*rows, strict=True))
+
+
+class Packed(NamedTuple):
+    """A step that is still to be sent."""
+
+    step: StepTensors  # as they will be on the device
+    staged: Staged
+    tables: tuple[tuple[int, int, int], ...]  # their parts: the row it goes to, its first and its last
 
 
 class Packer:
@@ -39,35 +69,40 @@ class Packer:
         """The arrays of a step that decodes, on the device: the same memory for every one of that shape."""
         return self._staging.tensors(Size(shape.tokens, shape.rows, shape.rows))
 
-    def decode(
-        self, rows: Sequence[Row], shape: Shape, draws: Sequence[Draw | None], sources: dict[int, int]
-    ) -> StepTensors:
+    def send(self, packed: Packed) -> None:
+        """Enqueue the copy."""
+        self._staging.send(packed.staged)
+        if packed.tables:
+            tables = self._staging.tables(packed.staged)
+            for row, first, last in packed.tables:
+                self._network.set_tables(row, tables[first:last])
+
+    def decode(self, columns: Columns, shape: Shape, sources: dict[int, int]) -> Packed:
         """Rows of one token each, with a logit after every row."""
-        count, size = len(rows), self._network.block_size
+        rows, size = len(columns.start), self._network.block_size
+        positions = np.array(columns.start, np.int32)
         try:
-            blocks = [row.blocks[row.start // size] for row in rows]
+            blocks = list(map(getitem, columns.blocks, (positions // size).tolist()))
         except IndexError:
             raise ValueError(NOT_COVERED) from None
-        first, last, width = self._changed(rows)
+        first, last, width = self._changed(columns.blocks)
         staged = self._staging.begin(Size(shape.tokens, shape.rows, shape.rows), (last - first, width))
         arrays = staged.arrays
-        positions = np.array([row.start for row in rows], np.int32)
-        arrays["tokens"][:count] = [row.tokens[0] for row in rows]
-        arrays["sources"][:count] = [-1 if row.source < 0 else sources[row.source] for row in rows]
-        arrays["positions"][:count] = positions
-        arrays["slots"][:count] = np.array(blocks, np.int32) * size + positions % size
-        arrays["contexts"][:count] = positions + 1
-        np.minimum(self._counting[: shape.rows + 1], count, out=arrays["row_starts"])
-        if count < shape.rows:
-            self._pad_tokens(arrays, count)
-            arrays["contexts"][count:] = 0
-        self._parameters.fill(arrays, draws)
+        arrays["tokens"][:rows] = [token for (token,) in columns.tokens]
+        arrays["sources"][:rows] = [sources[source] if source >= 0 else -1 for source in columns.source]
+        arrays["positions"][:rows] = positions
+        arrays["slots"][:rows] = np.array(blocks, np.int32) * size + positions % size
+        arrays["contexts"][:rows] = positions + 1
+        np.minimum(self._counting[: shape.rows + 1], rows, out=arrays["row_starts"])
+        if rows < shape.rows:
+            self._pad_tokens(arrays, rows)
+            arrays["contexts"][rows:] = 0
+        self._parameters.fill(arrays, columns.draw)
+        if last == first:
+            return Packed(self.tensors(shape), staged, ())
         staged.tables[:] = self._entries[first:last, :width]
-        self._staging.send(staged)
-        if last > first:
-            self._network.set_tables(first, self._staging.tables(staged))
-            self._tables[first:last] = [row.blocks for row in rows[first:last]]
-        return self.tensors(shape)
+        self._tables[first:last] = columns.blocks[first:last]
+        return Packed(self.tensors(shape), staged, ((first, 0, last - first),))
 
     def mixed(
         self,
@@ -76,7 +111,7 @@ class Packer:
         shape: Shape,
         draws: Sequence[Draw | None],
         sources: dict[int, int],
-    ) -> tuple[StepTensors, Int32]:
+    ) -> tuple[Packed, Int32]:
         """Rows of any number of tokens, the `singles` of one token first. Also the tokens whose targets are
         to be scored."""
         layout = self._batcher.layout(rows)
@@ -101,13 +136,9 @@ class Packer:
         self._parameters.fill(arrays, draws)
         staged.tables[:] = batch.block_tables
         self._tables = []  # others are there now
-        self._staging.send(staged)
-        tables = self._staging.tables(staged)
-        if singles:
-            self._network.set_tables(0, tables[:singles])
-        if others:
-            self._network.set_tables(shape.singles, tables[singles:])
-        return self._staging.tensors(size), batch.logit_rows[layout.drawn :]
+        parts = ((0, 0, singles), (shape.singles, singles, len(rows)))
+        tables = tuple(part for part in parts if part[1] < part[2])
+        return Packed(self._staging.tensors(size), staged, tables), batch.logit_rows[layout.drawn :]
 
     @property
     def plain(self) -> bool:
@@ -115,18 +146,19 @@ class Packer:
         tokens."""
         return self._parameters.plain
 
-    def _changed(self, rows: Sequence[Row]) -> tuple[int, int, int]:
+    def _changed(self, tables: Sequence[tuple[int, ...]]) -> tuple[int, int, int]:
         """The rows, from the first to the last, whose tables the device has not, and how wide these are."""
         known = self._tables
-        known += [()] * (len(rows) - len(known))
-        changed = [at for at, row in enumerate(rows) if row.blocks is not known[at]]
+        known += [()] * (len(tables) - len(known))
+        changed = list(compress(count(), map(is_not, tables, known)))
         if not changed:
             return 0, 0, 0
         for at in changed:
-            table = rows[at].blocks
-            self._entries[at, : len(table)] = table
+            table, before = tables[at], known[at]
+            kept = len(before) if table[: len(before)] == before else 0  # most have grown
+            self._entries[at, kept : len(table)] = table[kept:]
         first, last = changed[0], changed[-1] + 1
-        return first, last, max([len(row.blocks) for row in rows[first:last]])
+        return first, last, max(map(len, tables[first:last]))
 
     def _pad_tokens(self, arrays: dict[str, Int32], count: int) -> None:
         """Tokens from `count` on belong to no row, and write to the spare block."""

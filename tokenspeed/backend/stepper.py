@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
+from functools import partial
+from itertools import accumulate, repeat
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ from torch import Tensor
 from gpu.table import Ops
 from tokenspeed.backend.graphs import Graphs
 from tokenspeed.backend.marks import Mark, mark_on
-from tokenspeed.backend.packing import Packer, most_words
+from tokenspeed.backend.packing import Columns, Packed, Packer, columns_of, most_words
 from tokenspeed.backend.results import SOURCE_FAILED, draws_of, result_of
 from tokenspeed.core.plan import NOTHING, Draw, Row, RowResult, StepPlan, StepResult
 from tokenspeed.core.request import Sampling, TokenLogprob
@@ -40,15 +41,15 @@ WARMED = (16, 256, 2048)  # tokens of prompts
 NONE: frozenset[int] = frozenset()
 EMPTY = np.zeros((2, 0), np.int32)
 # A named tuple's own constructor takes twice as long, and this is done for every row of every step.
-_new = tuple.__new__
+_row_result = partial(tuple.__new__, RowResult)
 IN_FLIGHT = 2  # steps at most: the one that runs and the one behind it
 
 
 class _Order(NamedTuple):
     """The rows as the device has them: those of one token first."""
 
-    rows: list[Row]
-    places: list[int]  # in the plan, of each of `rows`
+    rows: Sequence[Row]
+    places: Sequence[int]  # in the plan, of each of `rows`
     singles: int
 
 
@@ -58,7 +59,7 @@ class Begun:
 
     plan: StepPlan
     order: _Order
-    draws: list[Draw | None]  # one a logit
+    draws: Sequence[Draw | None]  # one a logit
     counts: list[int]  # of logits, for each row of the order
     drawn: NDArray[np.int32]  # [2, logits, as many as were computed]: tokens, statuses
     started: Mark
@@ -119,15 +120,22 @@ class Stepper:
         """Enqueue a step; its rows are not empty. Raises `ValueError` for one that cannot be computed."""
         if self._in_flight >= IN_FLIGHT:
             raise RuntimeError(f"{self._in_flight} steps are in flight already; end one first")
-        self._check_size(plan)
+        rows, columns = plan.rows, columns_of(plan.rows)
+        self._check_size(columns)
         started, ended = self._marks[self._turn]
         self._turn = (self._turn + 1) % len(self._marks)
-        started.set()
         sources, self._logit_of = self._logit_of, {}
         faults: dict[int, str] = {}
-        order = _ordered([self._ready(place, row, sources, faults) for place, row in enumerate(plan.rows)])
-        begun = Begun(plan, order, [], [], EMPTY, started, ended, self._last_end, faults)
-        self._enqueue(begun, sources)
+        if not all(map(sources.__contains__, columns.source)):  # else each takes what the step before draws
+            rows = tuple(self._ready(place, row, sources, faults) for place, row in enumerate(rows))
+            columns = columns_of(rows)
+        order = _ordered(rows, columns)
+        begun = Begun(plan, order, (), [], EMPTY, started, ended, self._last_end, faults)
+        if order.singles == len(rows) and not any(columns.targets):
+            logits = self._decode(begun, columns, sources)
+        else:
+            logits = self._mixed(begun, sources)
+        begun.drawn = self._returned.fetch(2 * logits).reshape(2, logits)
         ended.set()
         self._last_end = ended
         self._in_flight += 1
@@ -138,7 +146,7 @@ class Stepper:
         self._in_flight -= 1
         tokens, statuses = begun.drawn[:, : len(begun.draws)].tolist()
         if begun.counts == [1] * len(tokens) and not (begun.ranked or begun.scored or any(statuses)):
-            results = _plain_results(begun.order, tokens)
+            results = _plain_results(begun, tokens)
         else:
             results = _results(begun, tokens, statuses)
         if self._failed:
@@ -174,12 +182,12 @@ class Stepper:
         if self._network.device.type == "cuda":
             torch.cuda.synchronize(self._network.device)
 
-    def _check_size(self, plan: StepPlan) -> None:
+    def _check_size(self, columns: Columns) -> None:
         """No kernel looks whether what it is told to write lies in the memory that there is."""
-        bounds = self._network.bounds
-        tokens = sum([len(row.tokens) + len(row.drafts) for row in plan.rows])
-        if len(plan.rows) > bounds.rows or tokens > bounds.tokens:
-            wanted = f"a step of {len(plan.rows)} rows and {tokens} tokens"
+        bounds, rows = self._network.bounds, len(columns.tokens)
+        tokens = sum(map(len, columns.tokens)) + sum(map(len, columns.drafts))
+        if rows > bounds.rows or tokens > bounds.tokens:
+            wanted = f"a step of {rows} rows and {tokens} tokens"
             raise ValueError(f"{wanted} exceeds {bounds.rows} and {bounds.tokens}")
 
     def _idle(self, begun: Begun) -> float:
@@ -211,37 +219,31 @@ class Stepper:
             if self._captures_draw:
                 self._sample(logits, step, 0, rows)
 
-    def _enqueue(self, begun: Begun, sources: dict[int, int]) -> None:
-        rows, singles = begun.order.rows, begun.order.singles
-        if singles == len(rows) and not any(row.targets for row in rows):
-            logits = self._decode(begun, sources)
-        else:
-            logits = self._mixed(begun, sources)
-        first = accumulate(begun.counts, initial=0)
-        self._logit_of = {
-            place: logit
-            for row, place, logit in zip(rows, begun.order.places, first, strict=False)
-            if row.draw is not None and not row.drafts
-        }
-        begun.drawn = self._returned.fetch(2 * logits).reshape(2, logits)
+    def _send(self, begun: Begun, packed: Packed) -> StepTensors:
+        """Begin to enqueue: until then the device had nothing to do."""
+        begun.started.set()
+        self._packer.send(packed)
+        return packed.step
 
-    def _decode(self, begun: Begun, sources: dict[int, int]) -> int:
+    def _decode(self, begun: Begun, columns: Columns, sources: dict[int, int]) -> int:
         """One token a row, by a captured graph where there is one: logits after every row, and after those
         that pad the step; their number."""
-        rows = begun.order.rows
-        count = len(rows)
-        begun.draws = [row.draw for row in rows]
-        begun.counts = [1] * count
-        keys = sum([row.start for row in rows]) + count
+        draws, count = columns.draw, len(columns.draw)
+        begun.draws, begun.counts = draws, [1] * count
+        keys = sum(columns.start) + count
         graph = None if self.graphs is None else self.graphs.decode(count, keys)
         shape = Shape(count, count, count) if graph is None else graph.shape
-        step = self._packer.decode(rows, shape, begun.draws, sources)
+        step = self._send(begun, self._packer.decode(columns, shape, sources))
         if graph is None:
             self._work(shape)
         else:
             graph.replay()
         if not (self._captures_draw and self._packer.plain):  # else it is done
             self._draw(begun, 0, self._network.logits[:count], step, shape.rows)
+        places = begun.order.places
+        self._logit_of = dict(zip(places, places, strict=True))
+        if not all(draws):
+            self._logit_of = {place: place for place in places if draws[place] is not None}
         return shape.rows
 
     def _mixed(self, begun: Begun, sources: dict[int, int]) -> int:
@@ -253,7 +255,8 @@ class Stepper:
         tokens, singles = sum(len(row.tokens) + len(row.drafts) for row in rows), begun.order.singles
         graph = None if self.graphs is None else self.graphs.mixed(tokens, singles, len(rows) - singles)
         shape = Shape(tokens, singles, len(rows)) if graph is None else graph.shape
-        step, scored = self._packer.mixed(rows, singles, shape, begun.draws, sources)
+        packed, scored = self._packer.mixed(rows, singles, shape, begun.draws, sources)
+        step = self._send(begun, packed)
         if graph is None:
             network.embed(step, shape, self._drawn)
             network.forward(step, shape)
@@ -265,6 +268,12 @@ class Stepper:
             self._draw(begun, first, network.compute_logits(part, len(part)), step, logits)
         if len(scored):
             self._score(begun, to_device(scored, network.device))
+        first_logits = accumulate(begun.counts, initial=0)
+        self._logit_of = {
+            place: logit
+            for row, place, logit in zip(rows, begun.order.places, first_logits, strict=False)
+            if row.draw is not None and not row.drafts
+        }
         return logits
 
     def _score(self, begun: Begun, wanted: Tensor) -> None:
@@ -313,26 +322,25 @@ def staging_bytes(bounds: Bounds, block_size: int) -> int:
     return 4 * (most_words(bounds, -(-bounds.context // block_size)) + 2 * bounds.tokens)
 
 
-def _ordered(rows: list[Row]) -> _Order:
+def _ordered(rows: Sequence[Row], columns: Columns) -> _Order:
     """Rows of one token first; else as they are."""
+    if not any(columns.drafts) and max(map(len, columns.tokens)) == 1:
+        return _Order(rows, range(len(rows)), len(rows))
     singles = [place for place, row in enumerate(rows) if len(row.tokens) == 1 and not row.drafts]
-    if len(singles) == len(rows):
-        return _Order(rows, singles, len(rows))
     others = [place for place, row in enumerate(rows) if len(row.tokens) > 1 or row.drafts]
     places = singles + others
     return _Order([rows[place] for place in places], places, len(singles))
 
 
-def _plain_results(order: _Order, tokens: list[int]) -> list[RowResult]:
+def _plain_results(begun: Begun, tokens: list[int]) -> list[RowResult]:
     """Where every row has one logit, and nothing is wrong or asked but the token."""
-    if order.singles == len(order.rows):  # in the order of the plan
-        return [
-            NOTHING if row.draw is None else _new(RowResult, ((token,), None, (), None))
-            for row, token in zip(order.rows, tokens, strict=True)
+    results = list(map(_row_result, zip(zip(tokens), repeat(None), repeat(()), repeat(None))))
+    if begun.order.singles < len(tokens):  # else they are in the order of the plan
+        results = [result for _, result in sorted(zip(begun.order.places, results, strict=True))]
+    if not all(begun.draws):
+        results = [
+            result if row.draw else NOTHING for result, row in zip(results, begun.plan.rows, strict=True)
         ]
-    results = [NOTHING] * len(tokens)
-    for place, token in zip(order.places, tokens, strict=True):
-        results[place] = RowResult((token,))
     return results
 
 

@@ -29,29 +29,29 @@ class DrawParameters:
     """
 
     def __init__(self) -> None:
-        self._samplings: list[Sampling] = []
-        self._seeds: list[int] = []
+        self._samplings: tuple[Sampling, ...] = ()
+        self._seeds: tuple[int, ...] = ()
         self._kept: dict[str, NDArray[Any]] = {}  # of some row above temperature 0
         self._untouched = True
         self.plain = True  # the last step's draws are from the logits as they are, and ask for nothing else
 
     def fill(self, arrays: dict[str, NDArray[Any]], draws: Sequence[Draw | None]) -> None:
         """For one draw a logit; None draws greedily, for nothing, and so do logits beyond those."""
-        some = [_GREEDY if draw is None else draw for draw in draws]
-        samplings, seeds = [draw.sampling for draw in some], [draw.seed for draw in some]
+        count = len(draws)
+        some = draws if all(draws) else [_GREEDY if draw is None else draw for draw in draws]
+        samplings, seeds, positions, _, _, banned = zip(*some, strict=True) if count else ((),) * 6
         if samplings != self._samplings or seeds != self._seeds:
             self._remember(samplings, seeds)
-        self.plain = self._untouched and not any(draw.banned for draw in some)
-        count = len(some)
+        self.plain = self._untouched and not any(banned)
         arrays["temperature"][count:] = 0.0
         if not self._kept:
             arrays["temperature"][:count] = 0.0  # the greatest logit needs nothing else
             return
         for name, values in self._kept.items():
             arrays[name][:count] = values
-        arrays["draw_positions"][:count] = [draw.position for draw in some]
+        arrays["draw_positions"][:count] = positions
 
-    def _remember(self, samplings: list[Sampling], seeds: list[int]) -> None:
+    def _remember(self, samplings: tuple[Sampling, ...], seeds: tuple[int, ...]) -> None:
         self._samplings, self._seeds = samplings, seeds
         self._untouched = not any(
             sampling.logprobs is not None or sampling.logit_bias or sampling.penalised
