@@ -338,9 +338,7 @@ def _plain_results(begun: Begun, tokens: list[int]) -> list[RowResult]:
     if begun.order.singles < len(tokens):  # else they are in the order of the plan
         results = [result for _, result in sorted(zip(begun.order.places, results, strict=True))]
     if not all(begun.draws):
-        results = [
-            result if row.draw else NOTHING for result, row in zip(results, begun.plan.rows, strict=True)
-        ]
+        results = [result if draw else NOTHING for result, draw in zip(results, begun.draws, strict=True)]
     return results
 
 
