@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import pytest
 import torch
-from torch import Tensor
 
 pytest.importorskip("cupy")
 if not torch.cuda.is_available():
@@ -14,56 +11,14 @@ if not torch.cuda.is_available():
 
 from gpu.adjust_logits.cupy_kernel import AdjustLogits
 from gpu.adjust_logits.reference import adjust_logits as reference
+from tests.gpu.logit_cases import adjustments
 
 pytestmark = pytest.mark.gpu
-
-
-class Case(NamedTuple):
-    """What rows are adjusted by."""
-
-    starts: Tensor
-    tokens: Tensor
-    counts: Tensor
-    biases: Tensor
-    repetition: Tensor
-    frequency: Tensor
-    presence: Tensor
-    mask: Tensor | None
 
 
 @pytest.fixture(scope="module")
 def op() -> AdjustLogits:
     return AdjustLogits()
-
-
-def case(rows: int, vocab: int, most: int, *, masked: bool) -> Case:
-    """Up to `most` entries a row; some tokens are out of the vocabulary, and some entries of no row."""
-    sizes = torch.randint(min(most, vocab) + 1, (rows,))
-    sizes[rows // 2] = min(most, vocab)
-    starts = torch.cat([torch.tensor([2]), 2 + sizes.cumsum(0)])
-    capacity = int(starts[-1]) + 300
-    tokens = torch.randint(vocab, (capacity,))
-    for row, size in enumerate(sizes.tolist()):
-        own = torch.randperm(vocab)[:size]
-        own[torch.rand(size) < 0.05] = vocab + 3
-        own[torch.rand(size) < 0.05] = -1
-        tokens[starts[row] : starts[row] + size] = own
-    biases = torch.randn(capacity)
-    biases[torch.rand(capacity) < 0.1] = -torch.inf
-    words = torch.randint(-(2**31), 2**31, (rows, -(-vocab // 32) + 1))
-    words[torch.rand(words.shape) < 0.3] = 0
-    words[torch.rand(words.shape) < 0.3] = -1
-    repetition = torch.where(torch.rand(rows) < 0.3, 1.0, 0.5 + torch.rand(rows))
-    return Case(
-        starts.int().cuda(),
-        tokens.int().cuda(),
-        torch.randint(-1, 5, (capacity,)).int().cuda(),
-        biases.cuda(),
-        repetition.cuda(),
-        torch.randn(rows).cuda(),
-        torch.randn(rows).cuda(),
-        words.int().cuda()[:, :-1] if masked else None,
-    )
 
 
 @pytest.mark.parametrize("masked", [False, True], ids=["entries", "masked"])
@@ -73,7 +28,7 @@ def case(rows: int, vocab: int, most: int, *, masked: bool) -> Case:
 )
 @pytest.mark.parametrize("padding", [0, 3])
 def test_rows(op: AdjustLogits, rows: int, vocab: int, most: int, padding: int, masked: bool) -> None:
-    given = case(rows, vocab, most, masked=masked)
+    given = adjustments(rows, vocab, most, masked=masked)
     whole = 4 * torch.randn(rows, vocab + padding, device="cuda")
     found, expected = whole.clone(), whole.clone()
     kept = torch.full((2, len(given.tokens)), 7.0, device="cuda")
@@ -95,7 +50,7 @@ def test_rows(op: AdjustLogits, rows: int, vocab: int, most: int, padding: int, 
 
 @pytest.mark.parametrize("masked", [False, True], ids=["entries", "masked"])
 def test_a_replay_reads_the_starts_anew(op: AdjustLogits, masked: bool) -> None:
-    given = case(5, 20_000, 400, masked=masked)
+    given = adjustments(5, 20_000, 400, masked=masked)
     logits, kept = torch.randn(5, 20_000, device="cuda"), torch.zeros(len(given.tokens), device="cuda")
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
@@ -109,7 +64,7 @@ def test_a_replay_reads_the_starts_anew(op: AdjustLogits, masked: bool) -> None:
 
 
 def test_without_entries_only_the_mask_counts(op: AdjustLogits) -> None:
-    given = case(2, 1000, 0, masked=True)
+    given = adjustments(2, 1000, 0, masked=True)
     empty = given._replace(
         starts=torch.zeros_like(given.starts),
         tokens=given.tokens[:0],
@@ -126,7 +81,7 @@ def test_without_entries_only_the_mask_counts(op: AdjustLogits) -> None:
 
 
 def test_what_does_not_fit_is_refused_before_a_launch(op: AdjustLogits) -> None:
-    given = case(2, 100, 10, masked=True)
+    given = adjustments(2, 100, 10, masked=True)
     logits, kept = torch.randn(2, 100, device="cuda"), torch.empty(len(given.tokens), device="cuda")
     for spoilt, told in (
         (given._replace(tokens=given.tokens.long()), r"tokens is torch.int64"),
