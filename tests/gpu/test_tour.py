@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from gpu.copy_blocks.reference import copy_blocks
+from gpu.gated_linear.reference import gated_linear
 from gpu.gather_ids.reference import gather_ids
 from gpu.linear.source import Form
 from gpu.table import REFERENCE
@@ -45,8 +46,8 @@ def stands(reference: Callable[..., None]) -> Callable[..., Stand]:
     return lambda *_, **__: Stand(reference)
 
 
-def stand_for_product(_plan: object, _dtype: torch.dtype, form: Form) -> Stand:
-    return Stand(partial(tour.multiply_by_torch, form))
+def stand_for_product(_plan: object, _dtype: torch.dtype, form: Form | None = None) -> Stand:
+    return Stand(gated_linear if form is None else partial(tour.multiply_by_torch, form))
 
 
 @pytest.fixture(autouse=True)

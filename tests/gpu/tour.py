@@ -20,6 +20,8 @@ from torch import Tensor
 
 from gpu.copy_blocks.reference import copy_blocks
 from gpu.decode_attention.reference import decode_attention
+from gpu.gated_linear.reference import gated_linear
+from gpu.gated_linear.source import BROAD, CLUSTER, NARROW
 from gpu.gather_ids.reference import gather_ids
 from gpu.linear.reference import fused_linear
 from gpu.linear.source import LONE, Form, Into
@@ -44,6 +46,13 @@ def kernels(op: str, kind: str = "cupy") -> Any:
 
 def agree(op: Callable[..., object], reference: Callable[..., object], *arguments: Any) -> None:
     agreement.agree(op, reference, *arguments, device=DEVICE)
+
+
+def on_hopper(op: str) -> bool:
+    if DEVICE == "cpu" or torch.cuda.get_device_capability() == (9, 0):
+        return True
+    print(f"{op} is for compute capability 9.0: left out")
+    return False
 
 
 def tour_adjust_logits() -> None:
@@ -120,6 +129,23 @@ def tour_embed() -> None:
                 poisoned(count, pairs),
             )
             agree(op, REFERENCE.embed, *ids, embedding, frequencies, 1.25, *to)
+
+
+def tour_gated_linear() -> None:
+    if not on_hopper("gated_linear"):
+        return
+    module = kernels("gated_linear")
+    for plan, dtype in ((BROAD, BF16), (NARROW, BF16), (NARROW, FP16)):
+        product = module.Product(plan, dtype)
+        for blocks in (product._blocks, CLUSTER):  # that take all tiles, in turn
+            product._blocks = blocks
+            for rows, inputs, outputs in (
+                (1, 8, 8),
+                (300, 456, 136),
+            ):  # more inputs than a ring has; tails of all
+                x, bias = drawn(rows, inputs, dtype=dtype), drawn(2 * outputs, dtype=dtype)
+                weight = drawn(2 * outputs, inputs, dtype=dtype, scale=inputs**-0.5)
+                agree(product, gated_linear, x, weight, bias, poisoned(rows, outputs, dtype=dtype))
 
 
 def tour_gather_ids() -> None:
@@ -211,8 +237,7 @@ def tour_paged_attention_numba() -> None:
 
 
 def tour_prefill_attention() -> None:
-    if DEVICE == "cuda" and torch.cuda.get_device_capability() != (9, 0):
-        print("prefill_attention is for compute capability 9.0: left out")
+    if not on_hopper("prefill_attention"):
         return
     module = kernels("prefill_attention")
     for shape in (
@@ -321,6 +346,7 @@ TOURS: dict[str, Callable[[], None]] = {
     "copy_blocks": tour_copy_blocks,
     "decode_attention": tour_decode_attention,
     "embed": tour_embed,
+    "gated_linear": tour_gated_linear,
     "gather_ids": tour_gather_ids,
     "linear": tour_linear,
     "paged_attention": tour_paged_attention,
