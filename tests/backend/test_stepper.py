@@ -73,6 +73,25 @@ def test_sequences_in_chunks_beside_each_other_are_continued_as_alone(tiny: Any,
         assert {shape.singles == shape.rows for shape in stepper.graphs.replayed} == {False, True}
 
 
+def test_long_prompts_whose_last_layer_has_only_last_tokens_give_what_they_give_alone(
+    tiny: Any, stepper: Stepper
+) -> None:
+    """Beside a row that decodes, one that ends within its prompt, and what pads the step."""
+    ending, decoding, unfinished = tuple(range(30, 53)), PROMPTS[0], tuple(range(20))
+    run(stepper, Row(1, 0, decoding[:-1], blocks_of(1), None))
+    first, none, second = run(
+        stepper,
+        Row(1, len(decoding) - 1, decoding[-1:], blocks_of(1), tiny.draw(GREEDY, decoding, decoding)),
+        Row(2, 0, unfinished, blocks_of(2), None),
+        Row(0, 0, ending, blocks_of(0), tiny.draw(GREEDY, ending, ending)),
+    )
+    assert first.tokens == tiny.continued(decoding, GREEDY, 1)
+    assert none.tokens == ()
+    assert second.tokens == tiny.continued(ending, GREEDY, 1)
+    if stepper.graphs is not None:
+        assert stepper.graphs.replayed[-1].narrow
+
+
 @pytest.mark.parametrize("sampling", SAMPLINGS[:3], ids=range(3))
 def test_a_step_begun_before_the_one_ahead_has_ended_takes_its_tokens_on_the_device(
     tiny: Any, stepper: Stepper, sampling: Sampling

@@ -149,10 +149,15 @@ class NetworkDecoder:
         rows = len(batch.contexts)
         self.network.set_tables(0, torch.from_numpy(batch.block_tables))
         singles = rows if len(batch.tokens) == rows else 0
-        shape = Shape(len(batch.tokens), singles, rows)
+        row_of = {end - 1: row for row, end in enumerate(batch.row_starts[1:].tolist())}
+        every = any(token not in row_of for token in batch.logit_rows.tolist())
+        shape = Shape(len(batch.tokens), singles, rows, every=every)
         self.network.embed(step, shape, torch.zeros(1, dtype=torch.int32))
         self.network.forward(step, shape)
-        return self.network.compute_logits(step.logit_rows, len(step.logit_rows)).clone()
+        wanted = step.logit_rows
+        if shape.narrow:
+            wanted = torch.tensor([row_of[token] for token in wanted.tolist()], dtype=torch.int32)
+        return self.network.compute_logits(wanted, len(wanted), shape).clone()
 
     def close(self) -> None:
         """Nothing runs."""

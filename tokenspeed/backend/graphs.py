@@ -132,7 +132,8 @@ class Graphs:
                     if self._closing.is_set() or self._used_up(shape):
                         return
                     with torch.cuda.stream(warming):
-                        self._warm(shape.tokens)
+                        for rows in shape.multiplied:
+                            self._warm(rows)
                         warming.synchronize()
                     with torch.cuda.stream(capturing):
                         self._capture(shape, driver)

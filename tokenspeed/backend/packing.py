@@ -132,7 +132,9 @@ class Packer:
         contexts[:] = 0
         contexts[:singles] = batch.contexts[:singles]
         contexts[shape.singles : shape.singles + others] = batch.contexts[singles:]
-        arrays["logit_rows"][:] = batch.logit_rows[: layout.drawn]
+        arrays["logit_rows"][:] = (
+            _drawing(rows, singles, shape) if shape.narrow else batch.logit_rows[: layout.drawn]
+        )
         self._parameters.fill(arrays, draws)
         staged.tables[:] = batch.block_tables
         self._tables = []  # others are there now
@@ -171,6 +173,12 @@ class Packer:
 def most_words(bounds: Bounds, table_width: int) -> int:
     """Of the largest step: 4 bytes each."""
     return words_needed(Size(bounds.tokens, bounds.rows + PADDED_ROWS, bounds.tokens), table_width)
+
+
+def _drawing(rows: Sequence[Row], singles: int, shape: Shape) -> list[int]:
+    """The rows of the shape that draw."""
+    others = shape.singles - singles  # further on, behind rows without tokens
+    return [at if at < singles else at + others for at, row in enumerate(rows) if row.draw is not None]
 
 
 def _spread(starts: Int32, real: Int32, singles: int, shape: Shape) -> None:

@@ -215,7 +215,7 @@ class Stepper:
         network.embed(step, shape, self._drawn)
         network.forward(step, shape)
         if shape.singles == rows:
-            logits = network.compute_logits(None, rows)
+            logits = network.compute_logits(None, rows, shape)
             if self._captures_draw:
                 self._sample(logits, step, 0, rows)
 
@@ -253,8 +253,10 @@ class Stepper:
         begun.draws = [draw for row in rows for draw in draws_of(row)]
         begun.counts = [0 if row.draw is None else 1 + len(row.drafts) for row in rows]
         tokens, singles = sum(len(row.tokens) + len(row.drafts) for row in rows), begun.order.singles
-        graph = None if self.graphs is None else self.graphs.mixed(tokens, singles, len(rows) - singles)
-        shape = Shape(tokens, singles, len(rows)) if graph is None else graph.shape
+        every = any(row.drafts or row.targets for row in rows)
+        graphs = None if every else self.graphs
+        graph = None if graphs is None else graphs.mixed(tokens, singles, len(rows) - singles)
+        shape = Shape(tokens, singles, len(rows), every=every) if graph is None else graph.shape
         packed, scored = self._packer.mixed(rows, singles, shape, begun.draws, sources)
         step = self._send(begun, packed)
         if graph is None:
@@ -265,9 +267,9 @@ class Stepper:
         logits, most = len(begun.draws), network.bounds.logits
         for first in range(0, logits, most):
             part = step.logit_rows[first : first + most]
-            self._draw(begun, first, network.compute_logits(part, len(part)), step, logits)
+            self._draw(begun, first, network.compute_logits(part, len(part), shape), step, logits)
         if len(scored):
-            self._score(begun, to_device(scored, network.device))
+            self._score(begun, to_device(scored, network.device), shape)
         first_logits = accumulate(begun.counts, initial=0)
         self._logit_of = {
             place: logit
@@ -276,7 +278,7 @@ class Stepper:
         }
         return logits
 
-    def _score(self, begun: Begun, wanted: Tensor) -> None:
+    def _score(self, begun: Begun, wanted: Tensor, shape: Shape) -> None:
         """Enqueue the log-probabilities of what follows the tokens `wanted` in their prompts."""
         rows, network = begun.order.rows, self._network
         targets = [target for row in rows for target in row.targets]
@@ -285,7 +287,7 @@ class Stepper:
         for first in range(0, len(targets), most):
             part = wanted[first : first + most]
             count = len(part)
-            raw = Raw(network.compute_logits(part, count), range(count), alternatives)
+            raw = Raw(network.compute_logits(part, count, shape), range(count), alternatives)
             ranked = raw.ranked(to_device(np.array(targets[first : first + count], np.int32), network.device))
             begun.scored += [(ranked, row) for row in range(count)]
 

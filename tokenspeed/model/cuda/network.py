@@ -33,6 +33,17 @@ class Shape(NamedTuple):
     singles: int
     rows: int
     short: bool = False  # rows of one token alone, and such contexts that `decode_attention` takes them
+    every: bool = False  # whether hidden states are wanted after every token, not only the last ones of rows
+
+    @property
+    def narrow(self) -> bool:
+        """Whether the last layer goes on with the last tokens of rows alone: they are few among all."""
+        return self.singles < self.rows and not self.every and 2 * self.rows <= self.tokens
+
+    @property
+    def multiplied(self) -> tuple[int, ...]:
+        """How many rows products have."""
+        return (self.tokens, self.rows) if self.narrow else (self.tokens,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +111,12 @@ class Network:
         blocks = -(-bounds.context // block_size)
         rows = bounds.rows + PADDED_ROWS
         self._tables = torch.zeros(rows, blocks, dtype=torch.int32, device=self.device)
+        # Of the last tokens of rows, for the last layer of a step that is `narrow`.
+        self._ends = torch.empty(rows, dtype=torch.int32, device=self.device)
+        self._end_contexts = torch.empty(rows, dtype=torch.int32, device=self.device)
+        self._end_starts = torch.arange(rows + 1, dtype=torch.int32, device=self.device)
+        self._end_queries = self._made(rows, spec.heads, spec.head_dim)
+        self._end_hidden = torch.empty(rows, spec.hidden_size, dtype=RESIDUAL, device=self.device)
         self._pool = torch.empty(0, dtype=self.dtype, device=self.device)
         self._activations = lru_cache(maxsize=64)(self._views)
 
@@ -164,19 +181,28 @@ class Network:
         """Through all layers: write keys and values to their slots, and the last hidden states."""
         products = self._products
         views = self._activations(shape.tokens)
+        last = len(self._weights.layers) - 1
         for number, layer in enumerate(self._weights.layers):
             products.norm_linear(views.hidden, layer.input_norm, layer.qkv, layer.qkv_bias, views.qkv)
+            if number == last and shape.narrow:
+                self._rotate_and_write(number, views, step)
+                self._end(number, layer, views, step, shape.rows)
+                continue
             self._attend(number, views, step, shape)
             products.add_linear(views.flat, layer.output, layer.output_bias, views.hidden)
-            self._feed_forward(layer, views)
+            self._feed_forward(layer, views.hidden, views.gated)
 
-    def compute_logits(self, rows: Tensor | None, count: int) -> Tensor:
-        """float32 [count, vocab] after the tokens `rows` of the last forward, or after the first `count`."""
+    def compute_logits(self, rows: Tensor | None, count: int, shape: Shape) -> Tensor:
+        """float32 [count, vocab] after the last forward, which was of that shape.
+
+        After the tokens `rows`, or the rows `rows` where the shape is `narrow`; or after the first `count`.
+        """
         weights, spec = self._weights, self.spec
-        hidden = self._hidden[:count]
+        all_hidden = self._end_hidden if shape.narrow else self._hidden
+        hidden = all_hidden[:count]
         if rows is not None:
             hidden = self._last[:count]
-            torch.index_select(self._hidden, 0, rows, out=hidden)
+            torch.index_select(all_hidden, 0, rows, out=hidden)
         logits = self.logits[:count]
         self._products.norm_linear(hidden, weights.norm, weights.head, None, logits)
         assert logits.shape[1] == spec.vocab_size
@@ -207,17 +233,7 @@ class Network:
             norms = self._norms[number]
             ops.decode_attention(*rotated, keys, values, tables, step.contexts, *rest, views.attended, norms)
             return
-        ops.rope_write_kv(
-            views.query,
-            views.key,
-            views.value,
-            views.cos,
-            views.sin,
-            step.slots,
-            keys,
-            values,
-            self._norms[number],
-        )
+        self._rotate_and_write(number, views, step)
         for first in range(0, shape.singles, ATTENDED_AT_ONCE):
             last = min(first + ATTENDED_AT_ONCE, shape.singles)
             ops.paged_attention(
@@ -243,10 +259,54 @@ class Network:
                 views.attended,
             )
 
-    def _feed_forward(self, layer: PlacedLayer, views: _Activations) -> None:
+    def _end(
+        self, number: int, layer: PlacedLayer, views: _Activations, step: StepTensors, rows: int
+    ) -> None:
+        """The rest of a layer after which only the last tokens of rows are wanted.
+
+        The others have done their part with their keys and values.
+        """
+        # Rows without tokens compute what nobody reads, from what there is.
+        ends = torch.sub(step.row_starts[1:], 1, out=self._ends[:rows]).clamp_(min=0)
+        contexts = torch.clamp(step.contexts, min=1, out=self._end_contexts[:rows])
+        queries = torch.index_select(views.query, 0, ends, out=self._end_queries[:rows])
+        hidden = torch.index_select(views.hidden, 0, ends, out=self._end_hidden[:rows])
+        ended = self._activations(rows)  # of the same memory, and no more is read of what it held
+        keys, values = self._pool[number]
+        for first in range(0, rows, ATTENDED_AT_ONCE):
+            last = min(first + ATTENDED_AT_ONCE, rows)
+            self._ops.paged_attention(
+                queries[:last],
+                keys,
+                values,
+                self._tables[first:last],
+                self._end_starts[first : last + 1],
+                contexts[first:last],
+                self.spec.attention_scale,
+                self.spec.windows[number],
+                ended.attended[:last],
+            )
+        self._products.add_linear(ended.flat, layer.output, layer.output_bias, hidden)
+        self._feed_forward(layer, hidden, ended.gated)
+
+    def _rotate_and_write(self, number: int, views: _Activations, step: StepTensors) -> None:
+        keys, values = self._pool[number]
+        self._ops.rope_write_kv(
+            views.query,
+            views.key,
+            views.value,
+            views.cos,
+            views.sin,
+            step.slots,
+            keys,
+            values,
+            self._norms[number],
+        )
+
+    def _feed_forward(self, layer: PlacedLayer, hidden: Tensor, gated: Tensor) -> None:
         products = self._products
-        products.norm_gated(views.hidden, layer.mlp_norm, layer.gate_up, layer.gate_up_bias, views.gated)
-        products.add_linear(views.gated, layer.down, layer.down_bias, views.hidden)
+        products.norm_gated(hidden, layer.mlp_norm, layer.gate_up, layer.gate_up_bias, gated)
+        products.add_linear(gated, layer.down, layer.down_bias, hidden)
 
     def _views(self, tokens: int) -> _Activations:
         spec = self.spec
@@ -282,5 +342,7 @@ def workspace_bytes(spec: ModelSpec, bounds: Bounds, block_size: int, dtype: tor
     token = (spec.hidden_size + heads + 3 * spec.intermediate_size) * dtype.itemsize
     token += RESIDUAL.itemsize * spec.hidden_size + 4 * spec.rope.rotary_dim
     logit = RESIDUAL.itemsize * spec.hidden_size + 4 * spec.vocab_size
-    tables = 4 * (bounds.rows + PADDED_ROWS) * -(-bounds.context // block_size)
-    return bounds.tokens * token + bounds.logits * logit + tables
+    # Of a row its table, and what the last layer has of its last token.
+    row = 4 * (3 + -(-bounds.context // block_size))
+    row += spec.heads * spec.head_dim * dtype.itemsize + RESIDUAL.itemsize * spec.hidden_size
+    return bounds.tokens * token + bounds.logits * logit + (bounds.rows + PADDED_ROWS) * row
