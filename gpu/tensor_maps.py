@@ -12,32 +12,37 @@ from torch import Tensor
 BYTES = 128
 _TYPES = {torch.float16: 6, torch.bfloat16: 9}  # CU_TENSOR_MAP_DATA_TYPE_...
 _SWIZZLE_128B = 3
-_PROMOTION_L2_256B = 3
+_PROMOTIONS = {64: 1, 128: 2, 256: 3}  # CU_TENSOR_MAP_L2_PROMOTION_...
 _KEPT = 4096  # maps: of all matrices of a model, and of activations of many numbers of rows
 
 
-def tensor_map(matrix: Tensor, box_rows: int, box_columns: int) -> bytes:
+def tensor_map(matrix: Tensor, box_rows: int, box_columns: int, *, promoted: int = 256) -> bytes:
     """Of a matrix [rows, columns] of 16-bit elements with contiguous rows, fetched a box at a time.
 
-    A row of a box, at most 128 bytes, is swizzled over 128; beyond the matrix there are zeros. The address,
-    and rows in bytes, must be multiples of 16, else `ValueError`. `cuTensorMapEncodeTiled` in the CUDA driver
-    API has the details.
+    A row of a box, at most 128 bytes, is swizzled over 128; beyond the matrix there are zeros. The L2 fetches
+    `promoted` bytes at once. The address, and rows in bytes, must be multiples of 16, else `ValueError`.
+    `cuTensorMapEncodeTiled` in the CUDA driver API has the details.
     """
     rows, columns = matrix.shape
-    return _encoded(
-        matrix.data_ptr(), rows, columns, matrix.stride(0), _TYPES[matrix.dtype], box_rows, box_columns
-    )
+    kinds = _TYPES[matrix.dtype], _PROMOTIONS[promoted]
+    return _encoded(matrix.data_ptr(), rows, columns, matrix.stride(0), kinds, box_rows, box_columns)
 
 
 @lru_cache(maxsize=_KEPT)
 def _encoded(
-    address: int, rows: int, columns: int, stride: int, kind: int, box_rows: int, box_columns: int
+    address: int,
+    rows: int,
+    columns: int,
+    stride: int,
+    kinds: tuple[int, int],
+    box_rows: int,
+    box_columns: int,
 ) -> bytes:
     room = ctypes.create_string_buffer(2 * BYTES)  # the driver wants 64 bytes' alignment
     start = -ctypes.addressof(room) % 64
     status = _encode()(
         ctypes.byref(room, start),
-        kind,
+        kinds[0],
         2,
         ctypes.c_void_p(address),
         (ctypes.c_uint64 * 2)(columns, rows),
@@ -46,7 +51,7 @@ def _encoded(
         (ctypes.c_uint32 * 2)(1, 1),
         0,
         _SWIZZLE_128B,
-        _PROMOTION_L2_256B,
+        kinds[1],
         0,
     )
     if status:

@@ -18,6 +18,7 @@ import torch
 from bench.gpu_kernels.timing import read_ceiling
 
 OPERATIONS = (
+    "batch_linear",
     "decode_attention",
     "gated_linear",
     "layer",

@@ -1,0 +1,166 @@
+"""linear for up to 128 rows, in CUDA C++; see the package for the contract, kernel.cu for how it works."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gpu.batch_linear.source import BOX_INPUTS, FORMS, ROWS, SOURCE, Layout, Plan, planned
+from gpu.launch import Kernels
+from gpu.linear.source import Form, Into
+from gpu.rms_norm.cupy_kernel import RmsNorm
+from gpu.tensor_maps import tensor_map
+
+ALIGNED = 16  # bytes, at which tensors begin
+STATIC_BYTES = 512  # of a block's shared memory, at most, besides the ring and the sums
+PROMOTED = 128  # bytes that the L2 fetches at once: two boxes side by side are asked for anyway
+DTYPES = (torch.bfloat16, torch.float16)
+
+
+class Product:
+    """Rows through a matrix by one plan, in one form; checks nothing."""
+
+    def __init__(self, plan: Plan, dtype: torch.dtype, form: Form) -> None:
+        """Compiles for the current device."""
+        self.plan, self.form = plan, form
+        properties = torch.cuda.get_device_properties()
+        self._room = int(properties.shared_memory_per_block_optin) - STATIC_BYTES  # type: ignore[attr-defined]
+        self._multiprocessors = properties.multi_processor_count
+        shared = dict.fromkeys(SOURCE.functions, self._room)
+        constants = plan.constants(form, dtype == torch.float16)
+        self.kernels = Kernels(SOURCE, constants, shared_bytes=shared, shared_percent=100)
+        self._layouts: dict[int, tuple[Layout, int]] = {}
+
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
+        rows, inputs = x.shape
+        outputs, plan = out.shape[1], self.plan
+        layout, stages = self._layouts.get(rows) or self._laid_out(rows)
+        tiles = plan.tiles(self.form, outputs)
+        # A cluster has one tile; a block alone walks over tiles.
+        blocks = min(tiles, self._multiprocessors) if plan.split == 1 else tiles * plan.split
+        self.kernels.launch_early(
+            layout.function,
+            (blocks,),
+            (layout.threads,),
+            tensor_map(x, layout.box_rows, BOX_INPUTS, promoted=PROMOTED),
+            tensor_map(weight, plan.own(self.form), BOX_INPUTS, promoted=PROMOTED),
+            bias,
+            out,
+            rows,
+            inputs,
+            outputs,
+            stages,
+            shared_bytes=layout.shared_bytes(stages),
+        )
+
+    def _laid_out(self, rows: int) -> tuple[Layout, int]:
+        layout = Layout(self.plan, rows)
+        self._layouts[rows] = layout, layout.stages(self._room)
+        return self._layouts[rows]
+
+
+class BatchLinear:
+    """Products of one form and dtype, compiled when the shape of a matrix is prepared or first seen."""
+
+    def __init__(self, dtype: torch.dtype, form: Form | None = None) -> None:
+        """`ValueError` for a dtype or a form that there is no kernel for."""
+        self.dtype, self.form = dtype, form or Form()
+        if dtype not in DTYPES:
+            raise ValueError(f"batch_linear multiplies bfloat16 and float16, not {dtype}: use the reference")
+        if self.form not in FORMS:
+            raise ValueError(f"batch_linear has no {self.form}: use linear, or rms_norm before it")
+        self._device = torch.cuda.current_device()
+        self._multiprocessors = torch.cuda.get_device_properties().multi_processor_count
+        self._products: dict[Plan, Product] = {}
+        self._chosen: dict[tuple[int, int], Product] = {}
+
+    @staticmethod
+    def supports(rows: int, inputs: int) -> bool:
+        """Whether so many rows of so many inputs can be multiplied here."""
+        return 1 <= rows <= ROWS and inputs % 8 == 0
+
+    def prepare(self, inputs: int, outputs: int) -> Product:
+        """Compile what multiplies a matrix of this shape. Threads may race: one of them is in vain."""
+        plan = planned(self.form, inputs, outputs, self._multiprocessors)
+        product = self._products.get(plan)
+        if product is None:
+            with torch.cuda.device(self._device):
+                product = self._products.setdefault(plan, Product(plan, self.dtype, self.form))
+        self._chosen[inputs, outputs] = product
+        return product
+
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
+        """See the package."""
+        self._check(x, weight, bias, out)
+        self.enqueue(x, weight, bias, out)
+
+    def enqueue(self, x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
+        """The call, unchecked."""
+        shape = x.shape[1], out.shape[1]
+        product = self._chosen.get(shape) or self.prepare(*shape)
+        product(x, weight, bias, out)
+
+    def _check(self, x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
+        rows, (sums, inputs) = x.shape[0], weight.shape
+        if not 1 <= rows <= ROWS:
+            raise ValueError(f"batch_linear takes 1..{ROWS} rows, not {rows}: use the reference for more")
+        if inputs % 8:
+            raise ValueError(
+                f"batch_linear reads 8 inputs at once, and {inputs} is no multiple: use the reference"
+            )
+        outputs = sums // 2 if self.form.into is Into.GATED else sums
+        wide = torch.float32 if self.form.wide_out else self.dtype
+        _require("x", x, (rows, inputs), self.dtype)
+        _require("weight", weight, (sums, inputs), self.dtype)
+        _require("out", out, (rows, outputs), wide)
+        if bias is not None:
+            _require("bias", bias, (sums,), self.dtype)
+
+
+class BatchProducts:
+    """All products of a decoder for up to 128 rows, a norm by its own kernel; nothing is checked."""
+
+    most_rows = ROWS
+
+    def __init__(self, dtype: torch.dtype, eps: float, *, hidden: int, wide: bool = False) -> None:
+        """`eps` is that of the norms; `wide`: the rows that are normalised and added to are float32.
+
+        Takes the workspace for normalised rows of `hidden` elements: one call at a time.
+        """
+        self._eps = eps
+        self._normed = torch.empty(ROWS, hidden, dtype=dtype, device="cuda")
+        self._norm = RmsNorm(dtype)
+        self._plain, self._wide = BatchLinear(dtype), BatchLinear(dtype, Form(wide_out=True))
+        self._gated = BatchLinear(dtype, Form(into=Into.GATED))
+        self._adding = BatchLinear(dtype, Form(into=Into.ADDED, wide_out=wide))
+
+    def norm_linear(self, x: Tensor, norm: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
+        """out = rms_norm(x, norm) @ weight.T + bias; out may be float32."""
+        op = self._plain if out.dtype == norm.dtype else self._wide
+        op.enqueue(self._normalised(x, norm), weight, bias, out)
+
+    def norm_gated(self, x: Tensor, norm: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
+        """out = silu(gate) * up, of rms_norm(x, norm) @ weight.T + bias = [gate, up]."""
+        self._gated.enqueue(self._normalised(x, norm), weight, bias, out)
+
+    def add_linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
+        """out += x @ weight.T + bias."""
+        self._adding.enqueue(x, weight, bias, out)
+
+    def _normalised(self, x: Tensor, norm: Tensor) -> Tensor:
+        normed = self._normed[: x.shape[0]]
+        self._norm.enqueue(x, norm, self._eps, normed)
+        return normed
+
+
+def _require(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    if tensor.dtype != dtype:
+        raise ValueError(
+            f"batch_linear was compiled for {name} in {dtype}, not {tensor.dtype}: make one for that"
+        )
+    if tensor.shape != shape:
+        raise ValueError(f"batch_linear got {name} {list(tensor.shape)}: make it {list(shape)}")
+    if not tensor.is_contiguous():
+        raise ValueError(f"batch_linear takes a contiguous {name}: copy it first")
+    if tensor.data_ptr() % ALIGNED:
+        raise ValueError(f"batch_linear takes {name} at a multiple of {ALIGNED} bytes: copy it first")

@@ -1,0 +1,509 @@
+// Up to 128 rows through a matrix at the rate at which memory gives the matrix, on the tensor cores of Hopper (sm_90a).
+//
+// 64 rows of x, however few there are, are the first operand of wgmma; the second are WIDTH rows of the matrix, a tile.
+// One thread starts bulk tensor copies of both (64 elements of k of every row, swizzled, zeros past the ends) into one
+// ring, which is full of the matrix before the kernel ahead has ended: x follows. A warpgroup multiplies for each 64
+// rows of x.
+//
+// Where there are fewer tiles than multiprocessors, the SPLIT blocks of a cluster divide k. Each adds up its own columns
+// of the tile: the others copy their sums of these into its shared memory. The order of all sums depends on neither the
+// number nor the content of the rows.
+//
+// INTO: what becomes of a sum: 0 written to out, 1 added to out, 2 (the matrix is gates, then ups) silu(gate) * up.
+// WIDE_OUT: out is float32.
+
+#ifndef WIDTH
+#define WIDTH 128
+#endif
+#ifndef SPLIT
+#define SPLIT 1
+#endif
+#ifndef INTO
+#define INTO 0
+#endif
+#ifndef WIDE_OUT
+#define WIDE_OUT 0
+#endif
+
+constexpr bool ADDING = INTO == 1, GATED = INTO == 2;
+constexpr int OWN = GATED ? WIDTH / 2 : WIDTH;    // outputs of a tile, and rows of the matrix that are copied at once
+constexpr int UNIT = 128;                         // elements of k: blocks of a cluster have multiples of it
+constexpr int MOST_STAGES = 16;
+constexpr int COLUMNS = WIDTH / SPLIT;            // of sums, that a block of a cluster adds up
+constexpr int TOTALS = OWN / SPLIT;               // outputs that come of them
+constexpr int STRIDE = COLUMNS % 16 ? COLUMNS : COLUMNS + 8;  // floats from one row of sums to the next: over all banks
+
+static_assert(TOTALS % 8 == 0, "columns go in runs of 8");
+
+// What depends on the rows of x: 64 * TILES, or fewer.
+template <int TILES> struct Sizes {
+    static constexpr int WORKING = 128 * TILES;            // threads that multiply; one warp more copies
+    static constexpr int THREADS = WORKING + 32;
+    static constexpr int BOXES = TILES == 1 ? 2 : 1;       // of 64 elements of k, in a stage
+    static constexpr int DEPTH = 64 * BOXES;
+    static constexpr int X_BYTES = TILES * 64 * 128, MATRIX_BYTES = WIDTH * 128;  // of a box
+    static constexpr int STAGE_BYTES = BOXES * (MATRIX_BYTES + X_BYTES);  // boxes of the matrix, then of x
+};
+
+struct alignas(64) TensorMap { unsigned char opaque[128]; };
+
+struct Shared {
+    unsigned long long there[MOST_STAGES], done[MOST_STAGES];  // a stage is copied; it is multiplied
+    unsigned long long landed;                                 // all sums that this block adds up
+};
+
+#if WIDE_OUT
+typedef float Output;
+DEVICE float widened(float value) { return value; }
+DEVICE float narrowed(float value) { return value; }
+#else
+typedef Element Output;
+DEVICE float widened(Element value) { return to_float(value); }
+DEVICE Element narrowed(float value) { return to_element(value); }
+#endif
+
+template <int COUNT> struct alignas(COUNT * sizeof(Output)) Run { Output at[COUNT]; };  // neighbouring outputs
+
+#if WIDE_OUT && INTO != 1  // logits: too many to stay in the L2
+DEVICE void put(Run<2>* to, const Run<2>& run) {
+    asm volatile("st.global.cs.v2.f32 [%0], {%1, %2};" :: "l"(to), "f"(run.at[0]), "f"(run.at[1]) : "memory");
+}
+DEVICE void put(Run<4>* to, const Run<4>& run) {
+    asm volatile("st.global.cs.v4.f32 [%0], {%1, %2, %3, %4};"
+                 :: "l"(to), "f"(run.at[0]), "f"(run.at[1]), "f"(run.at[2]), "f"(run.at[3]) : "memory");
+}
+#else
+template <int COUNT> DEVICE void put(Run<COUNT>* to, const Run<COUNT>& run) { *to = run; }
+#endif
+
+// ---- barriers in shared memory, and copies that arrive at them ----
+
+DEVICE void prepare(Word barrier, int arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" :: "r"(barrier), "r"(arrivals) : "memory");
+}
+
+DEVICE void expect(Word barrier, int bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" :: "r"(barrier), "r"(bytes) : "memory");
+}
+
+DEVICE void arrive(Word barrier) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" :: "r"(barrier) : "memory");
+}
+
+DEVICE void wait(Word barrier, Word parity) {
+    asm volatile(
+        "{\n"
+        ".reg .pred done;\n"
+        "AGAIN:\n"
+        "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+        "@!done bra AGAIN;\n"
+        "}" :: "r"(barrier), "r"(parity) : "memory");
+}
+
+// A place in that block of the cluster, by the same place in one's own.
+DEVICE Word place_in(Word block, Word place) {
+    Word there;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(place), "r"(block));
+    return there;
+}
+
+DEVICE void fetch(Word to, const TensorMap& map, int column, int row, Word barrier) {
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];"
+                 :: "r"(to), "l"(&map), "r"(column), "r"(row), "r"(barrier) : "memory");
+}
+
+DEVICE void fetch_once(Word to, const TensorMap& map, int column, int row, Word barrier, Policy policy) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+        "[%0], [%1, {%2, %3}], [%4], %5;"
+        :: "r"(to), "l"(&map), "r"(column), "r"(row), "r"(barrier), "l"(policy) : "memory");
+}
+
+DEVICE void enter_cluster() { asm volatile("barrier.cluster.arrive.release;" ::: "memory"); }
+DEVICE void meet_cluster() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
+
+// A ring's place and its pass: parity 0 is the first to be filled.
+struct Place {
+    Word stage = 0, parity = 0;
+    DEVICE void advance(int stages) {
+        if (++stage == stages) stage = 0, parity ^= 1;
+    }
+};
+
+// ---- the tensor cores ----
+
+#if HALF
+#define TYPES ".f32.f16.f16"
+#else
+#define TYPES ".f32.bf16.bf16"
+#endif
+
+#define REGISTERS_8(a, i) \
+    "+f"(a[i]), "+f"(a[i + 1]), "+f"(a[i + 2]), "+f"(a[i + 3]), "+f"(a[i + 4]), "+f"(a[i + 5]), "+f"(a[i + 6]), \
+    "+f"(a[i + 7])
+#define NAMES_8 "%0,%1,%2,%3,%4,%5,%6,%7"
+#define NAMES_16 NAMES_8 ",%8,%9,%10,%11,%12,%13,%14,%15"
+#define NAMES_24 NAMES_16 ",%16,%17,%18,%19,%20,%21,%22,%23"
+#define NAMES_32 NAMES_24 ",%24,%25,%26,%27,%28,%29,%30,%31"
+#define NAMES_40 NAMES_32 ",%32,%33,%34,%35,%36,%37,%38,%39"
+#define NAMES_48 NAMES_40 ",%40,%41,%42,%43,%44,%45,%46,%47"
+#define NAMES_56 NAMES_48 ",%48,%49,%50,%51,%52,%53,%54,%55"
+#define NAMES_64 NAMES_56 ",%56,%57,%58,%59,%60,%61,%62,%63"
+#define LIST_8(a) REGISTERS_8(a, 0)
+#define LIST_16(a) LIST_8(a), REGISTERS_8(a, 8)
+#define LIST_24(a) LIST_16(a), REGISTERS_8(a, 16)
+#define LIST_32(a) LIST_24(a), REGISTERS_8(a, 24)
+#define LIST_40(a) LIST_32(a), REGISTERS_8(a, 32)
+#define LIST_48(a) LIST_40(a), REGISTERS_8(a, 40)
+#define LIST_56(a) LIST_48(a), REGISTERS_8(a, 48)
+#define LIST_64(a) LIST_56(a), REGISTERS_8(a, 56)
+
+// sums[64 x N] += a[64 x 16] * b[16 x N], 16 neighbours of k in a row of each.
+#define MULTIPLY(N, COUNT, A, B) \
+    DEVICE void multiply(float (&sums)[COUNT], unsigned long long a, unsigned long long b) { \
+        asm volatile("wgmma.mma_async.sync.aligned.m64n" #N "k16" TYPES " {" NAMES_##COUNT "}, " A ", " B ", 1, 1, 1, 0, 0;" \
+                     : LIST_##COUNT(sums) : "l"(a), "l"(b)); \
+    }
+
+MULTIPLY(16, 8, "%8", "%9")
+MULTIPLY(32, 16, "%16", "%17")
+MULTIPLY(48, 24, "%24", "%25")
+MULTIPLY(64, 32, "%32", "%33")
+MULTIPLY(80, 40, "%40", "%41")
+MULTIPLY(96, 48, "%48", "%49")
+MULTIPLY(112, 56, "%56", "%57")
+MULTIPLY(128, 64, "%64", "%65")
+
+DEVICE void products_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+DEVICE void products_end() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+template <int LATER> DEVICE void products_wait() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" :: "n"(LATER) : "memory");
+}
+
+// Nothing of these registers is read or written across this point.
+template <int COUNT> DEVICE void pin(float (&values)[COUNT]) {
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) asm volatile("" : "+f"(values[i]) :: "memory");
+}
+
+// Rows of 128 swizzled bytes, 8 of them (1024 bytes) after the other.
+DEVICE unsigned long long described(Word shared) {
+    return static_cast<unsigned long long>(shared >> 4) | static_cast<unsigned long long>(1024 >> 4) << 32 | 1ull << 62;
+}
+
+// ---- what becomes of the sums ----
+
+// x / (1 + exp(-x)) in two instructions of the special function unit, as silu_mul has it.
+DEVICE float silu(float x) {
+    float power, inverse;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x * -1.4426950408889634f));
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(1.0f + power));
+    return x * inverse;
+}
+
+struct Target {
+    const Element* bias;
+    Output* out;
+    int rows, outputs;
+    bool even;  // every row of out begins where a Run may
+
+    // Neighbouring outputs of a row as they are; past the end nothing is read.
+    template <int COUNT> DEVICE Run<COUNT> read(int row, int output) const {
+        const Output* from = out + static_cast<long long>(row) * outputs + output;
+        Run<COUNT> run = {};
+        if (even && output < outputs) return *reinterpret_cast<const Run<COUNT>*>(from);
+#pragma unroll
+        for (int i = 0; i < COUNT; i++)
+            if (output + i < outputs) run.at[i] = from[i];
+        return run;
+    }
+
+    template <int COUNT>
+    DEVICE void write(const float (&sums)[COUNT], const float (&ups)[COUNT], const Run<COUNT>& before, int row,
+                      int output) const {
+        Output* to = out + static_cast<long long>(row) * outputs + output;
+        Run<COUNT> run;
+#pragma unroll
+        for (int i = 0; i < COUNT; i++) {
+            const bool biased = bias && output + i < outputs;
+            float result = sums[i];
+            if (biased) result += to_float(bias[output + i]);
+            if (GATED) result = silu(result) * (biased ? ups[i] + to_float(bias[outputs + output + i]) : ups[i]);
+            if (ADDING) result += widened(before.at[i]);
+            run.at[i] = narrowed(result);
+        }
+        if (!even) {
+#pragma unroll
+            for (int i = 0; i < COUNT; i++)
+                if (output + i < outputs) to[i] = run.at[i];
+        } else if (output < outputs) {
+            put(reinterpret_cast<Run<COUNT>*>(to), run);
+        }
+    }
+};
+
+// Of a thread: of each run of 8 columns the pair that begins at 2 * (lane % 4), in rows lane / 4 and 8 below, of 64.
+typedef float Sums[WIDTH / 2];
+
+// A whole tile, of this block alone.
+DEVICE void write_alone(const Target& target, const Sums& sums, int tile, int row) {
+    constexpr int RUNS = OWN / 8;
+    const int first = tile * OWN + threadIdx.x % 4 * 2;
+#pragma unroll
+    for (int below = 0; below < 2; below++) {
+        const int at_row = row + 8 * below;
+        if (at_row >= target.rows) continue;
+        Run<2> before[RUNS] = {};
+#pragma unroll
+        for (int run = 0; run < RUNS; run++)
+            if (ADDING) before[run] = target.read<2>(at_row, first + 8 * run);
+#pragma unroll
+        for (int run = 0; run < RUNS; run++) {
+            const int at = 4 * run + 2 * below, up = GATED ? at + 4 * RUNS : at;
+            const float pair[2] = {sums[at], sums[at + 1]}, ups[2] = {sums[up], sums[up + 1]};
+            target.write<2>(pair, ups, before[run], at_row, first + 8 * run);
+        }
+    }
+}
+
+template <int WORKING> DEVICE void meet_workers() { asm volatile("bar.sync 1, %0;" :: "n"(WORKING) : "memory"); }
+
+DEVICE int sent_bytes(int rows) { return (rows + 7) / 8 * 8 * STRIDE * 4; }  // to each block of a cluster
+
+// This block's sums of a tile, [SPLIT][rows][STRIDE], where the ring was: for each block of the cluster its columns.
+template <int WORKING> DEVICE void gather(const Sums& sums, Word parts, int row, int rows) {
+    constexpr int RUNS = OWN / 8, EACH = RUNS / SPLIT;  // of outputs: of gates, if it is gated; for each block
+    meet_workers<WORKING>();  // all stages are multiplied
+    const Word own = parts + (row * STRIDE + threadIdx.x % 4 * 2) * 4;
+#pragma unroll
+    for (int block = 0; block < SPLIT; block++) {
+        const Word there = own + block * sent_bytes(rows);
+#pragma unroll
+        for (int below = 0; below < 2; below++) {
+            if (row + 8 * below >= rows) continue;
+#pragma unroll
+            for (int run = 0; run < COLUMNS / 8; run++) {
+                const int from = 4 * (run / EACH * RUNS + block * EACH + run % EACH) + 2 * below;
+                asm volatile("st.shared.v2.f32 [%0], {%1, %2};"
+                             :: "r"(there + (8 * below * STRIDE + run * 8) * 4), "f"(sums[from]), "f"(sums[from + 1])
+                             : "memory");
+            }
+        }
+    }
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+    meet_workers<WORKING>();
+}
+
+// To the blocks of the cluster that add them up.
+DEVICE void send(Word parts, Word room, Word landed, Word rank, int rows) {
+    const int to = threadIdx.x, bytes = sent_bytes(rows);
+    if (to >= SPLIT) return;
+    asm volatile("cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
+                 :: "r"(place_in(to, room + rank * bytes)), "r"(parts + to * bytes), "r"(bytes),
+                    "r"(place_in(to, landed)) : "memory");
+}
+
+// Four neighbouring outputs of a row at a time, by all that work.
+template <int WORKING> struct Totals {
+    static constexpr int GROUPS = TOTALS / 4;  // of a row
+    static constexpr int EACH = GROUPS / 2;    // of a thread: 2 have a row
+    Run<4> before[ADDING ? EACH : 1];
+
+    DEVICE void read_before(const Target& target, int first) {
+#pragma unroll
+        for (int i = 0; i < EACH; i++) {
+            const int group = threadIdx.x + i * WORKING, row = group / GROUPS;
+            if (ADDING && row < target.rows) before[i] = target.read<4>(row, first + group % GROUPS * 4);
+        }
+    }
+
+    DEVICE void write(const Target& target, Word room, int first) const {
+#pragma unroll
+        for (int i = 0; i < EACH; i++) {
+            const int group = threadIdx.x + i * WORKING, row = group / GROUPS, column = group % GROUPS * 4;
+            if (row >= target.rows) continue;
+            float sums[4] = {}, ups[4] = {};
+#pragma unroll
+            for (int rank = 0; rank < SPLIT; rank++) {
+                const Word from = room + rank * sent_bytes(target.rows) + (row * STRIDE + column) * 4;
+                add(sums, load_shared(from));
+                if (GATED) add(ups, load_shared(from + TOTALS * 4));
+            }
+            target.write<4>(sums, ups, before[ADDING ? i : 0], row, first + column);
+        }
+    }
+
+    static DEVICE void add(float (&sums)[4], const Eight& four) {
+        sums[0] += __uint_as_float(four.x), sums[1] += __uint_as_float(four.y);
+        sums[2] += __uint_as_float(four.z), sums[3] += __uint_as_float(four.w);
+    }
+};
+
+// ---- the two kinds of threads ----
+
+// A block's way: `steps` of k from the first, of every `walk`-th tile from the first.
+template <int DEPTH> struct Way {
+    int first_step, steps, first_tile, walk, tiles;
+    DEVICE Way(int rank, int inputs, int outputs) {
+        const int units = (inputs + UNIT - 1) / UNIT;
+        first_step = rank * units / SPLIT * (UNIT / DEPTH);
+        steps = (rank + 1) * units / SPLIT * (UNIT / DEPTH) - first_step;
+        first_tile = blockIdx.x / SPLIT;
+        walk = gridDim.x / SPLIT;
+        tiles = (outputs + OWN - 1) / OWN;
+    }
+};
+
+// Where on it.
+template <int DEPTH> struct Walk {
+    const Way<DEPTH>& way;
+    int tile, step;
+    DEVICE explicit Walk(const Way<DEPTH>& way) : way(way), tile(way.first_tile), step(way.first_step) {}
+    DEVICE bool ended() const { return tile >= way.tiles; }
+    DEVICE void advance() {
+        if (++step == way.first_step + way.steps) step = way.first_step, tile += way.walk;
+    }
+};
+
+struct Ring {
+    Word stages, there, done;  // addresses
+    int count;
+};
+
+template <int TILES>
+DEVICE void copy(const TensorMap& x, const TensorMap& matrix, const Ring& ring, const Way<Sizes<TILES>::DEPTH>& way,
+                 int rows, int outputs) {
+    typedef Sizes<TILES> Size;
+    typedef Walk<Size::DEPTH> Here;
+    if (way.steps == 0) return;
+    const Policy once = evict_first();
+    const int bytes = Size::BOXES * (Size::MATRIX_BYTES + (rows + 7) / 8 * 8 * 128);  // of x no rows that are not there
+    const auto fetch_matrix = [&](Word stage, const Here& here) {
+        const Word to = ring.stages + stage * Size::STAGE_BYTES, news = ring.there + 8 * stage;
+        expect(news, bytes);
+#pragma unroll
+        for (int box = 0; box < Size::BOXES; box++)
+#pragma unroll
+            for (int half = 0; half < WIDTH / OWN; half++)  // gates, ups
+                fetch_once(to + box * Size::MATRIX_BYTES + half * OWN * 128, matrix, here.step * Size::DEPTH + box * 64,
+                           here.tile * OWN + half * outputs, news, once);
+    };
+    const auto fetch_x = [&](Word stage, const Here& here) {
+#pragma unroll
+        for (int box = 0; box < Size::BOXES; box++)
+            fetch(ring.stages + stage * Size::STAGE_BYTES + Size::BOXES * Size::MATRIX_BYTES + box * Size::X_BYTES, x,
+                  here.step * Size::DEPTH + box * 64, 0, ring.there + 8 * stage);
+    };
+    Here ahead(way), behind(way);
+    int filled = 0;
+    for (; filled < ring.count && !ahead.ended(); filled++, ahead.advance()) fetch_matrix(filled, ahead);
+    wait_for_previous_kernel();
+    for (int stage = 0; stage < filled; stage++, behind.advance()) fetch_x(stage, behind);
+    for (Place place; !ahead.ended(); place.advance(ring.count), ahead.advance()) {
+        wait(ring.done + 8 * place.stage, place.parity);
+        fetch_matrix(place.stage, ahead);
+        fetch_x(place.stage, ahead);
+    }
+}
+
+template <int TILES>
+DEVICE void multiply_tiles(const Target& target, const Ring& ring, const Way<Sizes<TILES>::DEPTH>& way, Word room,
+                           Word landed, Word rank) {
+    typedef Sizes<TILES> Size;
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, worker = __shfl_sync(~0u, warp / 4, 0);
+    const int row = worker * 64 + warp % 4 * 16 + lane / 4;
+    wait_for_previous_kernel();
+    Place place;
+    for (int tile = way.first_tile; tile < way.tiles; tile += way.walk) {  // one, where a cluster divides k
+        Totals<Size::WORKING> totals;
+        const int first = tile * OWN + rank * TOTALS;
+        if (SPLIT > 1) totals.read_before(target, first);
+        Sums sums;
+#pragma unroll
+        for (int i = 0; i < WIDTH / 2; i++) sums[i] = 0;
+        pin(sums);
+        Word before = 0;
+        for (int step = 0; step < way.steps; step++) {
+            const Word stage = ring.stages + place.stage * Size::STAGE_BYTES;
+            const unsigned long long a = described(stage + Size::BOXES * Size::MATRIX_BYTES + worker * 64 * 128);
+            const unsigned long long b = described(stage);
+            wait(ring.there + 8 * place.stage, place.parity);
+            products_begin();
+#pragma unroll
+            for (int i = 0; i < Size::DEPTH / 16; i++)
+                multiply(sums, a + i / 4 * (Size::X_BYTES / 16) + i % 4 * 2,
+                         b + i / 4 * (Size::MATRIX_BYTES / 16) + i % 4 * 2);
+            products_end();
+            products_wait<1>();
+            if (lane == 0 && step > 0) arrive(ring.done + 8 * before);
+            before = place.stage;
+            place.advance(ring.count);
+        }
+        products_wait<0>();
+        if (lane == 0 && way.steps > 0) arrive(ring.done + 8 * before);
+        pin(sums);
+        if (SPLIT == 1) {
+            write_alone(target, sums, tile, row);
+        } else {
+            gather<Size::WORKING>(sums, ring.stages, row, target.rows);
+            send(ring.stages, room, landed, rank, target.rows);
+            wait(landed, 0);
+            enter_cluster();  // what this block was sent is here
+            totals.write(target, room, first);
+            meet_cluster();  // what it sent is there
+        }
+    }
+}
+
+// 64 * TILES rows of x, or fewer. There are `outputs` of a row; the matrix has twice as many rows where it is GATED.
+template <int TILES>
+DEVICE void product(const TensorMap& x, const TensorMap& matrix, const Element* bias, Output* out, int rows, int inputs,
+                    int outputs, int stages) {
+    typedef Sizes<TILES> Size;
+    extern __shared__ unsigned char unaligned[];  // the ring, then room for the sums of a cluster
+    __shared__ Shared shared;
+    let_next_kernel_start();
+    const Word first = (shared_address(unaligned) + 1023) / 1024 * 1024, room = first + stages * Size::STAGE_BYTES;
+    const Ring ring = {first, shared_address(shared.there), shared_address(shared.done), stages};
+    const Word landed = shared_address(&shared.landed);
+    Word rank = 0;
+    if (SPLIT > 1) asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    const Way<Size::DEPTH> way(rank, inputs, outputs);
+    if (threadIdx.x == Size::WORKING) {
+        for (int stage = 0; stage < stages; stage++) {
+            prepare(ring.there + 8 * stage, 1);
+            prepare(ring.done + 8 * stage, Size::WORKING / 32);
+        }
+        prepare(landed, 1);
+        if (SPLIT > 1) expect(landed, SPLIT * sent_bytes(rows));
+        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    }
+    __syncthreads();
+    if (SPLIT > 1) enter_cluster();
+    if (threadIdx.x < Size::WORKING) {
+        if (SPLIT > 1) meet_cluster();  // its other blocks are there, and their barriers
+        const Target target = {bias, out, rows, outputs, outputs % (SPLIT > 1 ? 4 : 2) == 0};
+        multiply_tiles<TILES>(target, ring, way, room, landed, rank);
+    } else {
+        if (threadIdx.x == Size::WORKING) copy<TILES>(x, matrix, ring, way, rows, outputs);
+        __syncwarp();
+        if (SPLIT > 1) {  // all threads of a cluster meet twice
+            meet_cluster();
+            enter_cluster();
+            meet_cluster();
+        }
+    }
+}
+
+#define ARGUMENTS const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap matrix, const Element *bias, \
+                  Output *out, int rows, int inputs, int outputs, int stages
+
+extern "C" __global__ void __cluster_dims__(SPLIT, 1, 1) __launch_bounds__(Sizes<1>::THREADS, 1)
+batch_linear_64(ARGUMENTS) {
+    product<1>(x, matrix, bias, out, rows, inputs, outputs, stages);
+}
+
+extern "C" __global__ void __cluster_dims__(SPLIT, 1, 1) __launch_bounds__(Sizes<2>::THREADS, 1)
+batch_linear_128(ARGUMENTS) {
+    product<2>(x, matrix, bias, out, rows, inputs, outputs, stages);
+}
