@@ -158,8 +158,10 @@ DRAWN_AS = [
 def stepper_of(server: Server) -> Stepper:
     backend = server.engine._backend
     assert isinstance(backend, CudaBackend)
-    assert backend.stepper.graphs is not None
-    backend.stepper.graphs.wait()
+    graphs = backend.stepper.graphs
+    assert graphs is not None
+    graphs.wait()
+    assert all(graphs.decode(rows, 10**6) is not None for rows in range(1, 17)), "not captured"
     return backend.stepper
 
 
@@ -220,3 +222,15 @@ async def test_a_row_draws_alike_beside_rows_whose_logits_are_changed() -> None:
     assert first[5] == [33] * 61
     assert first[6] == second[6]
     await server.engine.stop()
+
+
+async def test_a_draw_that_no_graph_holds_follows_it() -> None:
+    """The plain draw takes too much memory to be captured."""
+    found = []
+    for sample in ("cupy", "reference"):
+        server = built("device.name=cuda", "cache.memory_mib=64", f"kernels.sample={sample}")
+        stepper = stepper_of(server)
+        assert stepper._captures_draw == (sample == "cupy")
+        found.append(drawn(stepper, DRAWN_AS[:2], 60, stepper.graphs))
+        await server.engine.stop()
+    assert found[0] == found[1]
