@@ -73,6 +73,23 @@ DEVICE Element to_element(float value) {
     return narrow;
 }
 
+// Two elements, `low` in the lower half.
+DEVICE Word to_elements(float low, float high) {
+    Word both;
+#if HALF
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+#else
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+#endif
+    return both;
+}
+
+DEVICE float power_of_two(float x) {
+    float power;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
+    return power;
+}
+
 // sum += a[16 x 16] * b[16 x 8], by a warp.
 DEVICE void multiply_add(float (&sum)[4], Word a0, Word a1, Word a2, Word a3, Word b0, Word b1) {
 #if HALF

@@ -39,22 +39,6 @@ DEVICE void copy16(Word to, const void* from) {
 DEVICE int key_place(int token, int chunk) { return chunk ^ (token & 1) << 2; }
 DEVICE int value_place(int token, int chunk) { return chunk ^ (token >> 1 & 3) << 1; }
 
-DEVICE float power(float x) {  // of two
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-
-DEVICE Word pack(float low, float high) {
-    Word both;
-#if HALF
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
-#else
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
-#endif
-    return both;
-}
-
 // What another block of this kernel has written: from the L2.
 DEVICE float written(const float* address) {
     float value;
@@ -258,19 +242,19 @@ extern "C" __global__ void REGISTERS decode_attention(
                 larger = fmaxf(larger, __shfl_xor_sync(~0u, larger, 1));
                 larger = fmaxf(larger, __shfl_xor_sync(~0u, larger, 2));
                 larger = fmaxf(larger, most[side]);
-                const float less = power(most[side] - larger);
+                const float less = power_of_two(most[side] - larger);
                 most[side] = larger;
                 weight[side] *= less;
 #pragma unroll
                 for (int c = 0; c < COLUMNS; c++) sums[c][2 * side] *= less, sums[c][2 * side + 1] *= less;
 #pragma unroll
                 for (int i = 0; i < 4; i++) {
-                    const float x = power(scores[i / 2][2 * side + i % 2] - larger);
+                    const float x = power_of_two(scores[i / 2][2 * side + i % 2] - larger);
                     weight[side] += x;
                     p[i / 2 * 4 + side * 2 + i % 2] = x;
                 }
             }
-            const Word a0 = pack(p[0], p[1]), a1 = pack(p[2], p[3]), a2 = pack(p[4], p[5]), a3 = pack(p[6], p[7]);
+            const Word a0 = to_elements(p[0], p[1]), a1 = to_elements(p[2], p[3]), a2 = to_elements(p[4], p[5]), a3 = to_elements(p[6], p[7]);
             const Byte* from = values + 2 * j * ROW_BYTES;
 #pragma unroll
             for (int wide = 0; wide < HEAD_DIM / 64; wide++) {
@@ -325,7 +309,7 @@ extern "C" __global__ void REGISTERS decode_attention(
             for (int w = 0; w < WARPS; w++) larger = fmaxf(larger, weights[w][head].x);
 #pragma unroll
             for (int w = 0; w < WARPS; w++) {
-                const float by = power(weights[w][head].x - larger);
+                const float by = power_of_two(weights[w][head].x - larger);
                 total += by * weights[w][head].y;
                 sum += by * reinterpret_cast<const float*>(rings + w * (RING * 2 * HALF_BYTES))[head * JOINED + column];
             }
@@ -358,7 +342,7 @@ extern "C" __global__ void REGISTERS decode_attention(
                     for (int s = 0; s < splits; s++) larger = fmaxf(larger, written(its + s * group * 2));
 #pragma unroll 4
                     for (int s = 0; s < splits; s++) {
-                        const float by = power(written(its + s * group * 2) - larger);
+                        const float by = power_of_two(written(its + s * group * 2) - larger);
                         total += by * written(its + s * group * 2 + 1);
                         sum += by * written(part_sums + (place * MOST_SPLITS + s) * group * HEAD_DIM + e);
                     }

@@ -10,7 +10,7 @@
 // 16 contiguous bytes of a token are what a lane's mma fragments want: nothing is transposed. These pieces are
 // swizzled, so that eight lanes never meet in a bank. A team of one warp needs no barrier.
 //
-// Constants: HEAD_DIM (64, 96, 128, 256), FLOAT16 (1, or 0 for bfloat16), TILES (1, 2, 4, 8), WARPS, RING
+// Constants: HEAD_DIM (64, 96, 128, 256), HALF (1 for float16), TILES (1, 2, 4, 8), WARPS, RING
 // (half tiles in flight, at least 3), MOST_ROWS, BLOCKS (that share an SM).
 
 typedef unsigned char u8;
@@ -28,19 +28,6 @@ constexpr int WIDE = HEAD_DIM / 64;        // column groups of 64 whose values c
 constexpr int NARROW = HEAD_DIM % 64 / 32; // and of 32, in pieces of 8 bytes
 constexpr int COLUMNS = HEAD_DIM / 8;     // tiles of 8 columns of the output
 constexpr float LEAST = -1e30f;            // below any score, and finite
-
-// Programmatic dependent launch, as in common.cuh.
-__device__ __forceinline__ void wait_for_previous_kernel() {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-
-__device__ __forceinline__ void let_next_kernel_start() {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
 
 struct Line {  // how the tiles of all rows are shared out
     int streams, each, longer;
@@ -80,44 +67,12 @@ __device__ __forceinline__ int value_place(int token, int chunk) {
     return chunk >= WIDE * 8 ? chunk : chunk ^ (token >> 1 & 3) << 1;
 }
 
-__device__ __forceinline__ void copies_end() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-
-template <int LATER> __device__ __forceinline__ void copies_wait() {
-    asm volatile("cp.async.wait_group %0;" ::"n"(LATER) : "memory");
-}
-
 __device__ __forceinline__ void team_wait(int team) {
     if (TILES == 1) __syncwarp();
     else asm volatile("bar.sync %0, %1;" ::"r"(team + 1), "n"(TILES * 32) : "memory");
 }
 
-__device__ __forceinline__ void multiply(float (&sum)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
-#if FLOAT16
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-#else
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-#endif
-        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
-        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
-
-__device__ __forceinline__ u32 pack(float low, float high) {
-    u32 both;
-#if FLOAT16
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
-#else
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
-#endif
-    return both;
-}
-
-__device__ __forceinline__ u16 narrow(float x) { return (u16)pack(x, 0.f); }
-
-__device__ __forceinline__ float power(float x) {  // of two
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
+__device__ __forceinline__ u16 narrow(float x) { return (u16)to_elements(x, 0.f); }
 
 // Where each row begins on the line of tiles, into `first` [rows + 1]; by all threads of the block.
 __device__ void lay_out(int* first, const int* row_starts, const int* contexts, int rows, int window) {
@@ -195,7 +150,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) paged_attention_re
             seek_tile = seek.begin;
         }
     };
-    const u32 ring = (u32)__cvta_generic_to_shared(rings) + team * RING * HALF_BYTES;
+    const u32 ring = shared_address(rings) + team * RING * HALF_BYTES;
     auto copy = [&](const u16* pool, int slot, bool keys) {
         if (next_block >= 0) {
             const u16* from = pool + ((i64)next_block * block_stride + next_inside * token_stride + kv_head * head_stride);
@@ -209,7 +164,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) paged_attention_re
                     copy16(to + token * ROW_BYTES + place * 16, from + token * token_stride + chunk * 8);
                 }
         }
-        copies_end();
+        end_group_of_copies();
     };
     auto copy_keys = [&](int slot) { copy(key_pool, slot, true); };
     auto copy_values = [&](int slot) {
@@ -229,7 +184,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) paged_attention_re
     const u8* mine = rings + team * RING * HALF_BYTES;
     auto turn = [&]() { slot = slot == RING - 1 ? 0 : slot + 1; };
     auto await = [&]() {
-        copies_wait<RING - 2>();
+        wait_for_copies<RING - 2>();
         team_wait(team);
     };
     auto behind = [&]() { return slot == 0 ? RING - 1 : slot - 1; };
@@ -272,8 +227,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) paged_attention_re
                 const int place = key_place(g, c / 2 * 4 + j);  // of keys g, then g + 8
                 uint4 k = *(const uint4*)(mine + slot * HALF_BYTES + (c % 2 * 8 + g) * ROW_BYTES + place * 16);
                 const u32* a = q[c / 2];
-                multiply(scores[c % 2], a[0], a[1], a[2], a[3], k.x, k.y);
-                multiply(scores[c % 2], a[4], a[5], a[6], a[7], k.z, k.w);
+                multiply_add(scores[c % 2], a[0], a[1], a[2], a[3], k.x, k.y);
+                multiply_add(scores[c % 2], a[4], a[5], a[6], a[7], k.z, k.w);
             }
             turn();
 #pragma unroll
@@ -297,7 +252,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) paged_attention_re
             if (__any_sync(~0u, larger[0] > most[0] || larger[1] > most[1])) {
 #pragma unroll
                 for (int side = 0; side < 2; side++) {
-                    float less = power(most[side] - larger[side]);
+                    float less = power_of_two(most[side] - larger[side]);
                     most[side] = larger[side];
                     weight[side] *= less;
 #pragma unroll
@@ -307,12 +262,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) paged_attention_re
 #pragma unroll
             for (int i = 0; i < 8; i++) {
                 const int side = i % 4 / 2;
-                scores[i / 4][i % 4] = power(scores[i / 4][i % 4] - most[side]);
+                scores[i / 4][i % 4] = power_of_two(scores[i / 4][i % 4] - most[side]);
                 weight[side] += scores[i / 4][i % 4];
             }
             u32 p[4];
 #pragma unroll
-            for (int i = 0; i < 4; i++) p[i] = pack(scores[i / 2][i % 2 * 2], scores[i / 2][i % 2 * 2 + 1]);
+            for (int i = 0; i < 4; i++) p[i] = to_elements(scores[i / 2][i % 2 * 2], scores[i / 2][i % 2 * 2 + 1]);
 
             await();
             if (RING % 2) copy_values(behind()); else copy_keys(behind());
@@ -333,7 +288,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) paged_attention_re
 #pragma unroll
                 for (int e = 0; e < 8; e++) {
                     const u32 pick = e % 2 ? 0x7632 : 0x5410;
-                    multiply(sums[wide * 8 + e], p[0], p[1], p[2], p[3], __byte_perm(v0[e / 2], v1[e / 2], pick),
+                    multiply_add(sums[wide * 8 + e], p[0], p[1], p[2], p[3], __byte_perm(v0[e / 2], v1[e / 2], pick),
                              __byte_perm(v2[e / 2], v3[e / 2], pick));
                 }
             }
@@ -350,7 +305,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) paged_attention_re
 #pragma unroll
                 for (int e = 0; e < 4; e++) {
                     const u32 pick = e % 2 ? 0x7632 : 0x5410;
-                    multiply(sums[(WIDE * 8 + e) % COLUMNS], p[0], p[1], p[2], p[3], __byte_perm(v0[e / 2], v1[e / 2], pick),
+                    multiply_add(sums[(WIDE * 8 + e) % COLUMNS], p[0], p[1], p[2], p[3], __byte_perm(v0[e / 2], v1[e / 2], pick),
                              __byte_perm(v2[e / 2], v3[e / 2], pick));
                 }
             }
@@ -374,7 +329,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) paged_attention_re
                         u32 x[4];
 #pragma unroll
                         for (int e = 0; e < 4; e++)
-                            x[e] = pack(sums[wide * 8 + 2 * e][2 * side + i] * share,
+                            x[e] = to_elements(sums[wide * 8 + 2 * e][2 * side + i] * share,
                                         sums[wide * 8 + 2 * e + 1][2 * side + i] * share);
                         *(uint4*)(to + wide * 64 + j * 16 + i * 8) = make_uint4(x[0], x[1], x[2], x[3]);
                     }
@@ -439,7 +394,7 @@ extern "C" __global__ void __launch_bounds__(256, 4) paged_attention_join(
                 float2 mine = s <= to ? part_weights[part(s)] : make_float2(LEAST, 0.f);
                 float larger = fmaxf(mine.x, most);
                 for (int step = 16; step; step /= 2) larger = fmaxf(larger, __shfl_xor_sync(~0u, larger, step));
-                float less = power(most - larger), share = power(mine.x - larger);
+                float less = power_of_two(most - larger), share = power_of_two(mine.x - larger);
                 most = larger;
                 weight = weight * less + share * mine.y;  // a lane's own
 #pragma unroll
@@ -473,7 +428,7 @@ extern "C" __global__ void __launch_bounds__(256, 4) paged_attention_join(
         if (member == 0)
             for (int other = warp + 1; other < warp + split; other++) {
                 float2 its = weights[other];
-                float larger = fmaxf(most, its.x), less = power(most - larger), share = power(its.x - larger);
+                float larger = fmaxf(most, its.x), less = power_of_two(most - larger), share = power_of_two(its.x - larger);
                 most = larger;
                 weight = weight * less + its.y * share;
 #pragma unroll

@@ -21,62 +21,26 @@ STATIC_BYTES = 4 * MOST_ROWS + 1024  # of shared memory besides the rings
 SOURCE = Source(
     Path(__file__).with_name("kernel.cu"),
     functions=("paged_attention_read", "paged_attention_join"),
-    variants=(
+    variants=tuple(
         {
-            "HEAD_DIM": 64,
-            "FLOAT16": 0,
-            "TILES": 1,
-            "WARPS": 4,
-            "RING": 13,
+            "HEAD_DIM": head_dim,
+            "HALF": half,
+            "TILES": tiles,
+            "WARPS": warps,
+            "RING": ring,
             "MOST_ROWS": MOST_ROWS,
-            "BLOCKS": 2,
-        },
-        {
-            "HEAD_DIM": 96,
-            "FLOAT16": 1,
-            "TILES": 1,
-            "WARPS": 4,
-            "RING": 9,
-            "MOST_ROWS": MOST_ROWS,
-            "BLOCKS": 2,
-        },
-        {
-            "HEAD_DIM": 128,
-            "FLOAT16": 0,
-            "TILES": 1,
-            "WARPS": 4,
-            "RING": 6,
-            "MOST_ROWS": MOST_ROWS,
-            "BLOCKS": 2,
-        },
-        {
-            "HEAD_DIM": 128,
-            "FLOAT16": 1,
-            "TILES": 4,
-            "WARPS": 4,
-            "RING": 24,
-            "MOST_ROWS": MOST_ROWS,
-            "BLOCKS": 2,
-        },
-        {
-            "HEAD_DIM": 128,
-            "FLOAT16": 0,
-            "TILES": 8,
-            "WARPS": 8,
-            "RING": 24,
-            "MOST_ROWS": MOST_ROWS,
-            "BLOCKS": 1,
-        },
-        {
-            "HEAD_DIM": 256,
-            "FLOAT16": 0,
-            "TILES": 1,
-            "WARPS": 4,
-            "RING": 3,
-            "MOST_ROWS": MOST_ROWS,
-            "BLOCKS": 2,
-        },
+            "BLOCKS": BLOCKS if warps == WARPS else 1,
+        }
+        for head_dim, half, tiles, warps, ring in (
+            (64, 0, 1, 4, 13),
+            (96, 1, 1, 4, 9),
+            (128, 0, 1, 4, 6),
+            (128, 1, 4, 4, 24),
+            (128, 0, 8, 8, 24),
+            (256, 0, 1, 4, 3),
+        )
     ),
+    shared=(Path(__file__).parents[1] / "common.cuh",),
 )
 
 
@@ -125,7 +89,7 @@ def constants(shape: Heads, most_tokens: int, shared_bytes: int) -> Constants:
         )
     return {
         "HEAD_DIM": shape.head_dim,
-        "FLOAT16": int(shape.dtype == torch.float16),
+        "HALF": int(shape.dtype == torch.float16),
         "TILES": tiles,
         "WARPS": warps,
         "RING": ring,

@@ -15,7 +15,7 @@
 // Blocks of tokens are walked from the latest to the first, so what is masked comes first, and then no more (but
 // for a window's far end).
 //
-// Constants: HEAD_DIM (64, 96, 128, 256), FLOAT16 (1, or 0 for bfloat16), GROUP (heads a kv head), TOKENS (of keys
+// Constants: HEAD_DIM (64, 96, 128, 256), HALF (1 for float16), GROUP (heads a kv head), TOKENS (of keys
 // in a block: 64 or 128), QUERIES (tiles of queries that are there at once: 1 or 2), MOST_ROWS.
 
 typedef unsigned short u16;
@@ -40,10 +40,6 @@ constexpr float LEAST = -1e30f;                  // below any score, and finite
 constexpr float STEEPEST = 67108864.f;           // score, in powers of two: larger ones are rounded too roughly
 
 // ---- barriers in shared memory ----
-
-__device__ __forceinline__ u32 address(const void* shared) {
-    return static_cast<u32>(__cvta_generic_to_shared(shared));
-}
 
 __device__ __forceinline__ void prepare(u32 barrier, int arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
@@ -89,7 +85,7 @@ struct Place {
 
 // ---- the tensor cores ----
 
-#if FLOAT16
+#if HALF
 #define TYPES ".f32.f16.f16"
 #else
 #define TYPES ".f32.bf16.bf16"
@@ -346,22 +342,6 @@ __device__ __forceinline__ void copy_block(
 
 // ---- weights ----
 
-__device__ __forceinline__ float power_of_two(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-
-__device__ __forceinline__ u32 narrowed(float low, float high) {
-    u32 both;
-#if FLOAT16
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
-#else
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
-#endif
-    return both;
-}
-
 struct Rows {  // the two query rows of a thread, 8 apart
     float most[2] = {LEAST, LEAST}, sum[2] = {0, 0};
 
@@ -413,7 +393,7 @@ __device__ __forceinline__ void hide(float (&scores)[TOKENS / 2], const int (&la
 
 __device__ __forceinline__ void narrow(const float (&scores)[TOKENS / 2], u32 (&weights)[TOKENS / 4]) {
 #pragma unroll
-    for (int i = 0; i < TOKENS / 4; i++) weights[i] = narrowed(scores[2 * i], scores[2 * i + 1]);
+    for (int i = 0; i < TOKENS / 4; i++) weights[i] = to_elements(scores[2 * i], scores[2 * i + 1]);
 }
 
 // ---- the two roles ----
@@ -451,13 +431,13 @@ __device__ __forceinline__ void copy_tiles(
     auto tell = [&](u32 turn) {  // what comes in that turn, and ask for the next
         const Work work = shared.line.at(next, in.rows, in.kv_heads);
         shared.work[turn % SLOTS] = work;
-        arrive(address(&shared.told[turn % SLOTS]));
+        arrive(shared_address(&shared.told[turn % SLOTS]));
         if (work.tokens > 0) next = atomicAdd(counter, 1) + gridDim.x;
     };
     if (first) tell(0);
     for (u32 turn = 0;; turn++) {
         __syncwarp();
-        wait(address(&shared.told[turn % SLOTS]), turn / SLOTS & 1);
+        wait(shared_address(&shared.told[turn % SLOTS]), turn / SLOTS & 1);
         const Work work = shared.work[turn % SLOTS];
         if (work.tokens <= 0) break;
 
@@ -466,9 +446,9 @@ __device__ __forceinline__ void copy_tiles(
                                    in.token_stride, in.granules, span.limit};
         const i64 own = static_cast<i64>(work.head) * in.head_stride + copier.row * in.token_stride + copier.column;
         i64 now = granules.of((span.end - 1) * TOKENS), before = 0;
-        wait(address(&shared.queries_done[query_place.stage]), query_place.parity ^ 1);
+        wait(shared_address(&shared.queries_done[query_place.stage]), query_place.parity ^ 1);
         copy_queries(in, work, copier, queries + query_place.stage * QUERY_BYTES);
-        arrive_with_copies(address(&shared.queries_there[query_place.stage]));
+        arrive_with_copies(shared_address(&shared.queries_there[query_place.stage]));
         query_place.advance<QUERIES>();
         __syncwarp();
 
@@ -476,24 +456,24 @@ __device__ __forceinline__ void copy_tiles(
         for (int block = span.end - 1; block >= span.begin - 1; block--) {
             i64 then = block > span.begin ? granules.of((block - 1) * TOKENS) : 0;
             if (block >= span.begin) {
-                wait(address(&shared.keys_done[key_place.stage]), key_place.parity ^ 1);
+                wait(shared_address(&shared.keys_done[key_place.stage]), key_place.parity ^ 1);
                 const u32 to = keys + key_place.stage * BLOCK_BYTES;
                 const int left = span.limit - block * TOKENS;
                 if (left >= TOKENS) copy_block<true>(to, in.key_pool + own, now, in.token_stride, copier, left);
                 else copy_block<false>(to, in.key_pool + own, now, in.token_stride, copier, left);
-                arrive_with_copies(address(&shared.keys_there[key_place.stage]));
+                arrive_with_copies(shared_address(&shared.keys_there[key_place.stage]));
                 key_place.advance<STAGES>();
             }
             // Who reads the slot's last work has long done so: the rings hold no more than the blocks of three tiles.
             if (first && block == span.end - 1) tell(turn + 1);
             __syncwarp();
             if (block < span.end - 1) {
-                wait(address(&shared.values_done[value_place.stage]), value_place.parity ^ 1);
+                wait(shared_address(&shared.values_done[value_place.stage]), value_place.parity ^ 1);
                 const u32 to = values + value_place.stage * BLOCK_BYTES;
                 const int left = span.limit - (block + 1) * TOKENS;
                 if (left >= TOKENS) copy_block<true>(to, in.value_pool + own, before, in.token_stride, copier, left);
                 else copy_block<false>(to, in.value_pool + own, before, in.token_stride, copier, left);
-                arrive_with_copies(address(&shared.values_there[value_place.stage]));
+                arrive_with_copies(shared_address(&shared.values_there[value_place.stage]));
                 value_place.advance<STAGES>();
             }
             before = now;
@@ -541,7 +521,7 @@ __device__ __forceinline__ void write_sums(
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 const int at = (group * 4 + i) * 4 + 2 * half;
-                words[i] = narrowed(sums[at] * share, sums[at + 1] * share);
+                words[i] = to_elements(sums[at] * share, sums[at + 1] * share);
             }
             gather_chunks(words);
             if (own < work.query_rows())
@@ -559,7 +539,7 @@ __device__ __forceinline__ void multiply_tiles(
     Place query_place, key_place, value_place;
     if (worker == 1) turn_give(0);
     for (u32 turn = 0;; turn++) {
-        wait(address(&shared.told[turn % SLOTS]), turn / SLOTS & 1);
+        wait(shared_address(&shared.told[turn % SLOTS]), turn / SLOTS & 1);
         const Work work = shared.work[turn % SLOTS];
         if (work.tokens <= 0) break;
         const Span span(work, in.window);
@@ -582,8 +562,8 @@ __device__ __forceinline__ void multiply_tiles(
         };
         const u64 query_rows = described(queries + query_place.stage * QUERY_BYTES + worker * 64 * 128, 16);
 
-        wait(address(&shared.queries_there[query_place.stage]), query_place.parity);
-        wait(address(&shared.keys_there[key_place.stage]), key_place.parity);
+        wait(shared_address(&shared.queries_there[query_place.stage]), query_place.parity);
+        wait(shared_address(&shared.keys_there[key_place.stage]), key_place.parity);
         show_tensor_cores();
         pin(scores);
         products_begin();
@@ -591,15 +571,15 @@ __device__ __forceinline__ void multiply_tiles(
         products_end();
         products_wait<0>();
         pin(scores);
-        if (teller) arrive(address(&shared.keys_done[key_place.stage]));
+        if (teller) arrive(shared_address(&shared.keys_done[key_place.stage]));
         key_place.advance<STAGES>();
         masked(span.end - 1);
         rows.weigh(scores, factor, in.scale);
         narrow(scores, weights);
 
         for (int block = span.end - 2; block >= span.begin; block--) {
-            wait(address(&shared.keys_there[key_place.stage]), key_place.parity);
-            wait(address(&shared.values_there[value_place.stage]), value_place.parity);
+            wait(shared_address(&shared.keys_there[key_place.stage]), key_place.parity);
+            wait(shared_address(&shared.values_there[value_place.stage]), value_place.parity);
             show_tensor_cores();
             turn_wait(worker);
             pin(scores);
@@ -612,14 +592,14 @@ __device__ __forceinline__ void multiply_tiles(
             turn_give(1 - worker);
             products_wait<1>();
             pin(scores);
-            if (teller) arrive(address(&shared.keys_done[key_place.stage]));
+            if (teller) arrive(shared_address(&shared.keys_done[key_place.stage]));
             key_place.advance<STAGES>();
             masked(block);
             rows.weigh(scores, factor, in.scale);
-            finish(rows.sum[0] + rows.sum[1], address(&shared.never));
+            finish(rows.sum[0] + rows.sum[1], shared_address(&shared.never));
             products_wait<0>();
             pin(sums);
-            if (teller) arrive(address(&shared.values_done[value_place.stage]));
+            if (teller) arrive(shared_address(&shared.values_done[value_place.stage]));
             value_place.advance<STAGES>();
             narrow(scores, weights);
             if (__any_sync(~0u, factor[0] != 1.f || factor[1] != 1.f)) {  // seldom, once much has been seen
@@ -627,10 +607,10 @@ __device__ __forceinline__ void multiply_tiles(
                 for (int i = 0; i < HEAD_DIM / 2; i++) sums[i] *= factor[i / 2 % 2];
             }
         }
-        if (teller) arrive(address(&shared.queries_done[query_place.stage]));
+        if (teller) arrive(shared_address(&shared.queries_done[query_place.stage]));
         query_place.advance<QUERIES>();
 
-        wait(address(&shared.values_there[value_place.stage]), value_place.parity);
+        wait(shared_address(&shared.values_there[value_place.stage]), value_place.parity);
         show_tensor_cores();
         pin(sums);
         products_begin();
@@ -638,7 +618,7 @@ __device__ __forceinline__ void multiply_tiles(
         products_end();
         products_wait<0>();
         pin(sums);
-        if (teller) arrive(address(&shared.values_done[value_place.stage]));
+        if (teller) arrive(shared_address(&shared.values_done[value_place.stage]));
         value_place.advance<STAGES>();
         write_sums(in, work, sums, rows, query_row);
     }
@@ -653,25 +633,25 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) prefill_attention(
     __shared__ Shared shared;
     const Inputs in = {query, key_pool, value_pool, block_tables, row_starts, contexts, out, query_stride, block_stride,
                        token_stride, head_stride, table_stride, granules, rows, kv_heads, window, scale};
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+    let_next_kernel_start();
     if (threadIdx.x == 0) {
-        for (int i = 0; i < SLOTS; i++) prepare(address(&shared.told[i]), 1);
+        for (int i = 0; i < SLOTS; i++) prepare(shared_address(&shared.told[i]), 1);
         for (int i = 0; i < 2; i++) {
-            prepare(address(&shared.queries_there[i]), 128);
-            prepare(address(&shared.queries_done[i]), 4 * WORKERS);
+            prepare(shared_address(&shared.queries_there[i]), 128);
+            prepare(shared_address(&shared.queries_done[i]), 4 * WORKERS);
         }
         for (int i = 0; i < STAGES; i++) {
-            prepare(address(&shared.keys_there[i]), 128);
-            prepare(address(&shared.keys_done[i]), 4 * WORKERS);
-            prepare(address(&shared.values_there[i]), 128);
-            prepare(address(&shared.values_done[i]), 4 * WORKERS);
+            prepare(shared_address(&shared.keys_there[i]), 128);
+            prepare(shared_address(&shared.keys_done[i]), 4 * WORKERS);
+            prepare(shared_address(&shared.values_there[i]), 128);
+            prepare(shared_address(&shared.values_done[i]), 4 * WORKERS);
         }
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
-    asm volatile("griddepcontrol.wait;" ::: "memory");
+    wait_for_previous_kernel();
     shared.line.build(row_starts, contexts, rows, kv_heads);
 
-    const u32 queries = (address(dynamic) + 1023) & ~1023u;
+    const u32 queries = (shared_address(dynamic) + 1023) & ~1023u;
     const u32 keys = queries + QUERIES * QUERY_BYTES, values = keys + STAGES * BLOCK_BYTES;
     const int warpgroup = __shfl_sync(~0u, threadIdx.x / 128, 0);
     if (warpgroup == 0) {

@@ -22,13 +22,13 @@ SOURCE = Source(
     variants=tuple(
         {
             "HEAD_DIM": head_dim,
-            "FLOAT16": float16,
+            "HALF": half,
             "GROUP": group,
             "TOKENS": tokens,
             "QUERIES": queries,
             "MOST_ROWS": MOST_ROWS,
         }
-        for head_dim, float16, group, tokens, queries in (
+        for head_dim, half, group, tokens, queries in (
             (64, 1, 7, 128, 2),
             (96, 0, 1, 128, 2),
             (128, 0, 4, 128, 2),
@@ -36,6 +36,7 @@ SOURCE = Source(
             (256, 0, 2, 64, 1),
         )
     ),
+    shared=(Path(__file__).parents[1] / "common.cuh",),
     architectures=("sm_90a",),
 )
 
@@ -57,7 +58,7 @@ def constants(shape: Heads) -> Constants:
     wide = shape.head_dim > 128  # then shared memory and registers hold half as much
     return {
         "HEAD_DIM": shape.head_dim,
-        "FLOAT16": int(shape.dtype == torch.float16),
+        "HALF": int(shape.dtype == torch.float16),
         "GROUP": shape.group,
         "TOKENS": 64 if wide else 128,
         "QUERIES": 1 if wide else 2,

@@ -278,6 +278,18 @@ DEVICE void load(Held& held, const Part& own, const float* row, int vocab, float
     }
 }
 
+template <typename Add>
+DEVICE void add_all(Held& held, const Part& own, const Add& add) {
+#pragma unroll 1
+    for (int chunk = 0; chunk < own.chunks; chunk++) {
+        const uint4 four = held.of(chunk);
+        add(four.x);
+        add(four.y);
+        add(four.z);
+        add(four.w);
+    }
+}
+
 // Until all blocks of the row have come here; what they wrote before can then be read, by fresh loads.
 DEVICE void meet(Part& own) {
     __syncthreads();
@@ -316,14 +328,7 @@ DEVICE void count_coarsely(Histogram& histogram, Held& held, Part& own) {
     const auto add = [&](Word magnitude) {
         if (magnitude < COLD) histogram.add(coarse_digit(magnitude), weighing ? weight_of(magnitude, 0.0f) : 0);
     };
-#pragma unroll 1
-    for (int chunk = 0; chunk < own.chunks; chunk++) {
-        const uint4 four = held.of(chunk);
-        add(four.x);
-        add(four.y);
-        add(four.z);
-        add(four.w);
-    }
+    add_all(held, own, add);
     histogram.add_to(own.counts, own.masses, COARSE_BINS);
     meet(own);
 }
@@ -337,14 +342,7 @@ DEVICE void count_finely(Histogram& histogram, Held& held, Part& own, Word low, 
         if (magnitude >= COLD || above >> bits) return;
         histogram.add(static_cast<int>(above >> shift), weighing ? weight_of(magnitude, 0.0f) : 0);
     };
-#pragma unroll 1
-    for (int chunk = 0; chunk < own.chunks; chunk++) {
-        const uint4 four = held.of(chunk);
-        add(four.x);
-        add(four.y);
-        add(four.z);
-        add(four.w);
-    }
+    add_all(held, own, add);
     histogram.add_to(own.counts + offset, own.masses + offset, FINER_BINS);
     meet(own);
 }
@@ -486,14 +484,7 @@ DEVICE void draw(Held& held, Part& own, float least, Long chance, int* token) {
         if (magnitude < cut.magnitude) mass += weight_of(magnitude, least);
         equals += magnitude == cut.magnitude;
     };
-#pragma unroll 1
-    for (int chunk = 0; chunk < own.chunks; chunk++) {
-        const uint4 four = held.of(chunk);
-        add(four.x);
-        add(four.y);
-        add(four.z);
-        add(four.w);
-    }
+    add_all(held, own, add);
     sum_before(mass, all_mass);
     sum_before(equals, all_equals);
     if (threadIdx.x == 0) {
