@@ -10,6 +10,7 @@ from torch import Tensor
 from gpu.decode_attention.source import MOST_ROWS, MOST_SPLITS, RING, SOURCE, TILE, WARPS, constants
 from gpu.elements import check_rows
 from gpu.launch import Kernels
+from gpu.paged_attention.checks import check_pools
 from gpu.paged_attention.source import Heads
 from gpu.rope_write_kv.norms import HeadNorms
 
@@ -120,19 +121,7 @@ class DecodeAttention:
         check_rows("out", out, shape.dtype, (rows, shape.heads, shape.head_dim))
         if not out.is_contiguous():
             raise ValueError("decode_attention: out has gaps; make it contiguous")
-        if key_pool.shape[1] % TILE:
-            raise ValueError(
-                f"decode_attention: block size {key_pool.shape[1]} is no multiple of {TILE}; choose one"
-            )
-        for pool in (key_pool, value_pool):
-            if pool.dtype != shape.dtype or pool.shape[2:] != (shape.kv_heads, shape.head_dim):
-                raise ValueError(
-                    f"decode_attention: a pool is {pool.dtype}{list(pool.shape)}, made for {shape}"
-                )
-        if key_pool.stride() != value_pool.stride() or key_pool.stride(3) != 1:
-            raise ValueError(
-                "decode_attention: keys and values of a head must be contiguous, and both pools alike"
-            )
+        check_pools("decode_attention", shape, key_pool, value_pool, TILE)
 
     def _check_shared(
         self, rows: int, cos: Tensor, sin: Tensor, block_tables: Tensor, contexts: Tensor

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import torch
 
-from gpu.paged_attention.source import Heads
+from gpu.paged_attention.source import DTYPES, Heads, check_served
 from gpu.source import Constants, Source
 
 HEAD_DIMS = (64, 128)
-DTYPES = (torch.bfloat16, torch.float16)
 TILE = 16  # tokens
 WARPS, RING = 8, 2  # of a block; tiles of keys and values that a warp has on their way
 MOST_ROWS, MOST_GROUP, MOST_SPLITS = 32, 16, 16
@@ -33,15 +32,8 @@ SOURCE = Source(
 
 def constants(shape: Heads, pairs: int, normed: bool) -> Constants:
     """For a model; `ValueError` where the kernel does not take it."""
-    if shape.head_dim not in HEAD_DIMS:
-        raise ValueError(
-            f"decode_attention: head_dim is {shape.head_dim}; the CUDA kernel takes one of {HEAD_DIMS}"
-        )
-    if shape.dtype not in DTYPES:
-        raise ValueError(
-            f"decode_attention: dtype is {shape.dtype}; the CUDA kernel takes bfloat16 or float16"
-        )
-    if shape.heads % shape.kv_heads or shape.group > MOST_GROUP:
+    check_served("decode_attention", shape, HEAD_DIMS, DTYPES)
+    if shape.group > MOST_GROUP:
         raise ValueError(
             f"decode_attention: {shape.heads} heads over {shape.kv_heads} kv heads;"
             f" the CUDA kernel takes up to {MOST_GROUP} to each"

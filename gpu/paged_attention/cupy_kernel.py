@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gpu.launch import Kernels
+from gpu.paged_attention.checks import check_pools, check_query
 from gpu.paged_attention.source import MOST_ROWS, SOURCE, TILE, Heads, constants
 
 JOINING_WARPS = 8  # of a block of the second kernel
@@ -120,9 +121,8 @@ class PagedAttention:
         )
 
     def _check(self, query: Tensor, key_pool: Tensor, value_pool: Tensor, rows: int, out: Tensor) -> None:
-        shape, block_size = self._shape, key_pool.shape[1]
-        if query.shape[1:] != (shape.heads, shape.head_dim) or query.dtype != shape.dtype:
-            raise ValueError(f"paged_attention: query is {query.dtype}{list(query.shape)}, made for {shape}")
+        check_query("paged_attention", self._shape, query)
+        check_pools("paged_attention", self._shape, key_pool, value_pool, TILE)
         if query.shape[0] > rows * self._most_tokens:
             raise ValueError(
                 f"paged_attention: {query.shape[0]} tokens in {rows} rows, made for"
@@ -130,15 +130,7 @@ class PagedAttention:
             )
         if rows > MOST_ROWS:
             raise ValueError(f"paged_attention: {rows} rows exceed {MOST_ROWS}; run them in two calls")
-        if block_size % TILE:
-            raise ValueError(
-                f"paged_attention: block size {block_size} is no multiple of {TILE}; choose one that is"
-            )
-        if key_pool.stride() != value_pool.stride() or key_pool.stride(3) != 1:
-            raise ValueError(
-                "paged_attention: keys and values of a head must be contiguous, and both pools alike"
-            )
-        if query.stride()[1:] != (shape.head_dim, 1) or not out.is_contiguous():
+        if query.stride()[1:] != (self._shape.head_dim, 1) or not out.is_contiguous():
             raise ValueError(
                 "paged_attention: query tokens and out must be contiguous; call .contiguous() on them"
             )

@@ -58,18 +58,19 @@ class Heads:
         return self.heads // self.kv_heads
 
 
+def check_served(op: str, shape: Heads, head_dims: tuple[int, ...], dtypes: tuple[torch.dtype, ...]) -> None:
+    """`ValueError` where the CUDA kernel of `op`, which takes these, has nothing for a model's heads."""
+    if shape.head_dim not in head_dims:
+        raise ValueError(f"{op}: head_dim is {shape.head_dim}; the CUDA kernel takes one of {head_dims}")
+    if shape.dtype not in dtypes:
+        raise ValueError(f"{op}: dtype is {shape.dtype}; the CUDA kernel takes one of {dtypes}")
+    if shape.heads % shape.kv_heads:
+        raise ValueError(f"{op}: {shape.heads} heads are no multiple of {shape.kv_heads} kv heads")
+
+
 def constants(shape: Heads, most_tokens: int, shared_bytes: int) -> Constants:
     """For rows of up to `most_tokens`, on a device whose blocks may have `shared_bytes` of shared memory."""
-    if shape.head_dim not in HEAD_DIMS:
-        raise ValueError(
-            f"paged_attention: head_dim is {shape.head_dim}; the CUDA kernel takes one of {HEAD_DIMS}"
-        )
-    if shape.dtype not in DTYPES:
-        raise ValueError(
-            f"paged_attention: dtype is {shape.dtype}; the CUDA kernel takes bfloat16 or float16"
-        )
-    if shape.heads % shape.kv_heads:
-        raise ValueError(f"paged_attention: {shape.heads} heads are no multiple of {shape.kv_heads} kv heads")
+    check_served("paged_attention", shape, HEAD_DIMS, DTYPES)
     tiles = 1 << (-(-shape.group * most_tokens // TILE) - 1).bit_length()
     if tiles > MOST_WARPS:
         raise ValueError(

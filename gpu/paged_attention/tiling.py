@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gpu.paged_attention.checks import check_pools, check_query
 from gpu.paged_attention.source import Heads
 
 WARPS = 4  # of a block at least
@@ -106,19 +107,14 @@ def tiled(shape: Heads, most_tokens: int, most_rows: int, processors: int, lanes
 
 
 def check_heads(shape: Heads, query: Tensor, key_pool: Tensor, value_pool: Tensor, out: Tensor) -> None:
-    if query.shape[1:] != (shape.heads, shape.head_dim) or query.dtype != shape.dtype:
-        raise ValueError(f"paged_attention: query is {query.dtype}{list(query.shape)}, made for {shape}")
+    check_query("paged_attention", shape, query)
+    check_pools("paged_attention", shape, key_pool, value_pool, 1)
     if out.shape != query.shape or out.dtype != query.dtype or not out.is_contiguous():
         raise ValueError(f"paged_attention: out is {out.dtype}{list(out.shape)}; make it dense, as query")
-    for pool in (key_pool, value_pool):
-        if pool.shape[2:] != (shape.kv_heads, shape.head_dim) or pool.dtype != shape.dtype:
-            raise ValueError(f"paged_attention: a pool is {pool.dtype}{list(pool.shape)}, made for {shape}")
-    if key_pool.shape != value_pool.shape or key_pool.stride() != value_pool.stride():
-        raise ValueError("paged_attention: key and value pool differ in shape or strides; make them alike")
-    if key_pool.stride(3) != 1 or query.stride()[1:] != (shape.head_dim, 1):
-        raise ValueError(
-            "paged_attention: keys and values of a head, and query tokens, must be dense; call .contiguous()"
-        )
+    if key_pool.shape != value_pool.shape:
+        raise ValueError("paged_attention: key and value pool differ in shape; make them alike")
+    if query.stride()[1:] != (shape.head_dim, 1):
+        raise ValueError("paged_attention: query tokens must be dense; call .contiguous()")
     for tensor in (query, key_pool, value_pool):
         if any(n * tensor.itemsize % WORD_BYTES for n in (tensor.storage_offset(), *tensor.stride()[:-1])):
             raise ValueError(

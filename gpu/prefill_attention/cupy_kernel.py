@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gpu.launch import Kernels
+from gpu.paged_attention.checks import check_pools, check_query
 from gpu.paged_attention.source import Heads
 from gpu.prefill_attention.source import (
     GRANULE,
@@ -111,23 +112,13 @@ class PrefillAttention:
         scale: float,
         out: Tensor,
     ) -> None:
-        shape, block_size = self._shape, key_pool.shape[1]
-        if query.shape[1:] != (shape.heads, shape.head_dim) or query.dtype != shape.dtype:
-            raise ValueError(
-                f"prefill_attention: query is {query.dtype}{list(query.shape)}, made for {shape}"
-            )
+        shape = self._shape
+        check_query("prefill_attention", shape, query)
+        check_pools("prefill_attention", shape, key_pool, value_pool, GRANULE)
         if rows > MOST_ROWS:
             raise ValueError(f"prefill_attention: {rows} rows exceed {MOST_ROWS}; run them in two calls")
-        if block_size % GRANULE:
-            raise ValueError(
-                f"prefill_attention: block size {block_size} is no multiple of {GRANULE}; choose one that is"
-            )
         if scale <= 0:
             raise ValueError(f"prefill_attention: scale is {scale}; it must be above 0")
-        if key_pool.stride() != value_pool.stride() or key_pool.stride(3) != 1:
-            raise ValueError(
-                "prefill_attention: keys and values of a head must be contiguous, and both pools alike"
-            )
         if (
             query.stride()[1:] != (shape.head_dim, 1)
             or not out.is_contiguous()

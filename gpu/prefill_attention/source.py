@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from gpu.paged_attention.source import DTYPES, HEAD_DIMS, Heads
+from gpu.paged_attention.source import DTYPES, HEAD_DIMS, Heads, check_served
 from gpu.source import Constants, Source
 
 GRANULE = 16  # tokens that surely lie in one block of the pool
@@ -43,18 +43,7 @@ SOURCE = Source(
 
 def constants(shape: Heads) -> Constants:
     """What kernel.cu is compiled with for these heads. `ValueError` where there is no kernel for them."""
-    if shape.head_dim not in HEAD_DIMS:
-        raise ValueError(
-            f"prefill_attention: head_dim is {shape.head_dim}; the CUDA kernel takes one of {HEAD_DIMS}"
-        )
-    if shape.dtype not in DTYPES:
-        raise ValueError(
-            f"prefill_attention: dtype is {shape.dtype}; the CUDA kernel takes bfloat16 or float16"
-        )
-    if shape.heads % shape.kv_heads:
-        raise ValueError(
-            f"prefill_attention: {shape.heads} heads are no multiple of {shape.kv_heads} kv heads"
-        )
+    check_served("prefill_attention", shape, HEAD_DIMS, DTYPES)
     wide = shape.head_dim > 128  # then shared memory and registers hold half as much
     return {
         "HEAD_DIM": shape.head_dim,

@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 from gpu.paged_attention.numba_kernel import PagedAttention
 from gpu.paged_attention.source import Heads
 from tests.gpu.numba_cases import DEVICE, refused
-from tests.gpu.paged_cases import BF16, F32, FP16, Case, assert_near, check_replays
+from tests.gpu.paged_cases import BF16, F32, FP16, LLAMA, Case, assert_near, check_replays
 
 
 def drawn(shape: Heads, counts: Sequence[int], contexts: Sequence[int], block_size: int = 16) -> Case:
@@ -96,7 +96,6 @@ def check_small() -> None:
     check_large_scores(Heads(4, 2, 16, BF16))
 
 
-LLAMA = Heads(32, 8, 128, BF16)
 # With the most tokens of a row. Each is compiled, which takes seconds: all that follows is for one of these.
 VARIANTS = {
     LLAMA: (1, 8),  # 4 queries in a block; 32 in four

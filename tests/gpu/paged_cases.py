@@ -11,6 +11,7 @@ from gpu.paged_attention.source import Heads
 from gpu.table import PagedAttention
 
 F32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
+LLAMA, QWEN = Heads(32, 8, 128, BF16), Heads(16, 8, 128, BF16)
 TOLERANCE = {F32: 5e-6, BF16: 5e-3, FP16: 1e-3}  # of the norm: outputs are rounded once, weights once
 
 

@@ -15,13 +15,12 @@ if not torch.cuda.is_available():
 from gpu.decode_attention.cupy_kernel import DecodeAttention
 from gpu.paged_attention.source import Heads
 from gpu.rope_write_kv.norms import HeadNorms
+from tests.gpu.paged_cases import BF16, FP16, LLAMA, QWEN
 
 pytestmark = pytest.mark.gpu
-BF16, FP16 = torch.bfloat16, torch.float16
 TOLERANCE = {BF16: 6e-3, FP16: 1.2e-3}
 EPS = 1e-5
 
-LLAMA, QWEN = Heads(32, 8, 128, BF16), Heads(16, 8, 128, BF16)
 SHAPES = (
     (LLAMA, 64),
     (QWEN, 64),

@@ -5,14 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gpu.paged_attention.source import Heads, constants
+from gpu.paged_attention.source import Heads
 from gpu.table import PagedAttention
-from tests.gpu.paged_cases import BF16, FP16, Case, assert_near, check_replays
+from tests.gpu.paged_cases import BF16, FP16, LLAMA, QWEN, Case, assert_near, check_replays
 
 pytestmark = pytest.mark.gpu
 
-LLAMA = Heads(32, 8, 128, BF16)
-QWEN = Heads(16, 8, 128, BF16)
 SHAPES = (
     LLAMA,
     QWEN,
@@ -90,18 +88,3 @@ def test_large_scores_stay_finite() -> None:
     case.keys.fill_(1e4)
     case.scale = 1.0
     assert torch.isfinite(case.run(made(LLAMA))).all()
-
-
-@pytest.mark.parametrize(
-    ("shape", "most_tokens"),
-    [
-        (Heads(8, 8, 80, BF16), 1),
-        (Heads(8, 8, 64, torch.float32), 1),
-        (Heads(9, 2, 64, BF16), 1),
-        (LLAMA, 99),
-    ],
-    ids=str,
-)
-def test_other_shapes_are_refused(shape: Heads, most_tokens: int) -> None:
-    with pytest.raises(ValueError, match="paged_attention"):
-        constants(shape, most_tokens, 227 * 1024)

@@ -8,15 +8,12 @@ import pytest
 import torch
 
 from gpu.paged_attention.source import Heads
-from gpu.prefill_attention.source import constants
 from gpu.prefill_attention.torch_kernel import prefill_attention as from_torch
 from gpu.table import PagedAttention
-from tests.gpu.paged_cases import BF16, FP16, Case, assert_near, check_replays
+from tests.gpu.paged_cases import BF16, FP16, LLAMA, QWEN, Case, assert_near, check_replays
 
 pytestmark = pytest.mark.gpu
 
-LLAMA = Heads(32, 8, 128, BF16)
-QWEN = Heads(16, 8, 128, BF16)
 SHAPES = (
     LLAMA,
     QWEN,
@@ -161,11 +158,3 @@ def test_large_scores_stay_finite() -> None:
 def test_the_candidate_of_torch(shape: Heads, window: int | None) -> None:
     case = drawn(shape, [90, 1, 0, 333, 200], [90, 70, 0, 1333, 201])
     assert_near(case.run(from_torch, window), case.expected(window))
-
-
-@pytest.mark.parametrize(
-    "shape", [Heads(8, 8, 80, BF16), Heads(8, 8, 64, torch.float32), Heads(9, 2, 64, BF16)], ids=str
-)
-def test_other_shapes_are_refused(shape: Heads) -> None:
-    with pytest.raises(ValueError, match="prefill_attention"):
-        constants(shape)
