@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import torch
 from torch import Tensor
 
@@ -14,6 +16,8 @@ from gpu.tensor_maps import tensor_map
 ALIGNED = 16  # bytes, at which tensors begin
 STATIC_BYTES = 512  # of a block's shared memory, at most, besides the ring and the sums
 PROMOTED = 128  # bytes that the L2 fetches at once: two boxes side by side are asked for anyway
+MORE = 4  # stages that are brought to the L2 while a kernel waits
+MORE_TURNS = 2  # of its blocks, at most: blocks that end long before others would take memory from these
 DTYPES = (torch.bfloat16, torch.float16)
 
 
@@ -38,6 +42,7 @@ class Product:
         tiles = plan.tiles(self.form, outputs)
         # A cluster has one tile; a block alone walks over tiles.
         blocks = min(tiles, self._multiprocessors) if plan.split == 1 else tiles * plan.split
+        more = MORE if tiles <= MORE_TURNS * blocks else 0
         self.kernels.launch_early(
             layout.function,
             (blocks,),
@@ -50,6 +55,7 @@ class Product:
             inputs,
             outputs,
             stages,
+            more,
             shared_bytes=layout.shared_bytes(stages),
         )
 
@@ -133,6 +139,20 @@ class BatchProducts:
         self._plain, self._wide = BatchLinear(dtype), BatchLinear(dtype, Form(wide_out=True))
         self._gated = BatchLinear(dtype, Form(into=Into.GATED))
         self._adding = BatchLinear(dtype, Form(into=Into.ADDED, wide_out=wide))
+
+    def prepare(self, *, queries: int, qkv: int, inner: int, vocab: int) -> None:
+        """Compile, several at once, what multiplies the matrices of a decoder with so many outputs of each."""
+        hidden = self._normed.shape[1]
+        wanted = (
+            (self._plain, hidden, qkv),
+            (self._adding, queries, hidden),
+            (self._gated, hidden, inner),
+            (self._adding, inner, hidden),
+            (self._wide, hidden, vocab),
+        )
+        with ThreadPoolExecutor(len(wanted)) as pool:
+            for done in [pool.submit(op.prepare, *shape) for op, *shape in wanted]:
+                done.result()
 
     def norm_linear(self, x: Tensor, norm: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
         """out = rms_norm(x, norm) @ weight.T + bias; out may be float32."""

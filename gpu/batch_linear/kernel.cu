@@ -2,8 +2,8 @@
 //
 // 64 rows of x, however few there are, are the first operand of wgmma; the second are WIDTH rows of the matrix, a tile.
 // One thread starts bulk tensor copies of both (64 elements of k of every row, swizzled, zeros past the ends) into one
-// ring, which is full of the matrix before the kernel ahead has ended: x follows. A warpgroup multiplies for each 64
-// rows of x.
+// ring, which is full of the matrix before the kernel ahead has ended, and brings some more of it to the L2: x follows.
+// A warpgroup multiplies for each 64 rows of x.
 //
 // Where there are fewer tiles than multiprocessors, the SPLIT blocks of a cluster divide k. Each adds up its own columns
 // of the tile: the others copy their sums of these into its shared memory. The order of all sums depends on neither the
@@ -27,6 +27,7 @@
 
 constexpr bool ADDING = INTO == 1, GATED = INTO == 2;
 constexpr int OWN = GATED ? WIDTH / 2 : WIDTH;    // outputs of a tile, and rows of the matrix that are copied at once
+constexpr int PARTS = WIDTH / OWN;                // of a tile: the ups are far behind the gates
 constexpr int UNIT = 128;                         // elements of k: blocks of a cluster have multiples of it
 constexpr int MOST_STAGES = 16;
 constexpr int COLUMNS = WIDTH / SPLIT;            // of sums, that a block of a cluster adds up
@@ -117,6 +118,11 @@ DEVICE void fetch_once(Word to, const TensorMap& map, int column, int row, Word 
         "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
         "[%0], [%1, {%2, %3}], [%4], %5;"
         :: "r"(to), "l"(&map), "r"(column), "r"(row), "r"(barrier), "l"(policy) : "memory");
+}
+
+DEVICE void bring_to_l2(const TensorMap& map, int column, int row, Policy policy) {
+    asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global.L2::cache_hint [%0, {%1, %2}], %3;"
+                 :: "l"(&map), "r"(column), "r"(row), "l"(policy) : "memory");
 }
 
 DEVICE void enter_cluster() { asm volatile("barrier.cluster.arrive.release;" ::: "memory"); }
@@ -359,6 +365,8 @@ template <int DEPTH> struct Walk {
     const Way<DEPTH>& way;
     int tile, step;
     DEVICE explicit Walk(const Way<DEPTH>& way) : way(way), tile(way.first_tile), step(way.first_step) {}
+    DEVICE int column(int box) const { return step * DEPTH + box * 64; }
+    DEVICE int row(int part, int outputs) const { return tile * OWN + part * outputs; }
     DEVICE bool ended() const { return tile >= way.tiles; }
     DEVICE void advance() {
         if (++step == way.first_step + way.steps) step = way.first_step, tile += way.walk;
@@ -372,7 +380,7 @@ struct Ring {
 
 template <int TILES>
 DEVICE void copy(const TensorMap& x, const TensorMap& matrix, const Ring& ring, const Way<Sizes<TILES>::DEPTH>& way,
-                 int rows, int outputs) {
+                 int rows, int outputs, int more) {
     typedef Sizes<TILES> Size;
     typedef Walk<Size::DEPTH> Here;
     if (way.steps == 0) return;
@@ -382,21 +390,22 @@ DEVICE void copy(const TensorMap& x, const TensorMap& matrix, const Ring& ring, 
         const Word to = ring.stages + stage * Size::STAGE_BYTES, news = ring.there + 8 * stage;
         expect(news, bytes);
 #pragma unroll
-        for (int box = 0; box < Size::BOXES; box++)
-#pragma unroll
-            for (int half = 0; half < WIDTH / OWN; half++)  // gates, ups
-                fetch_once(to + box * Size::MATRIX_BYTES + half * OWN * 128, matrix, here.step * Size::DEPTH + box * 64,
-                           here.tile * OWN + half * outputs, news, once);
+        for (int i = 0; i < PARTS * Size::BOXES; i++)
+            fetch_once(to + i * OWN * 128, matrix, here.column(i / PARTS), here.row(i % PARTS, outputs), news, once);
     };
     const auto fetch_x = [&](Word stage, const Here& here) {
 #pragma unroll
         for (int box = 0; box < Size::BOXES; box++)
             fetch(ring.stages + stage * Size::STAGE_BYTES + Size::BOXES * Size::MATRIX_BYTES + box * Size::X_BYTES, x,
-                  here.step * Size::DEPTH + box * 64, 0, ring.there + 8 * stage);
+                  here.column(box), 0, ring.there + 8 * stage);
     };
     Here ahead(way), behind(way);
     int filled = 0;
     for (; filled < ring.count && !ahead.ended(); filled++, ahead.advance()) fetch_matrix(filled, ahead);
+    Here beyond = ahead;
+    for (int i = 0; i < more && !beyond.ended(); i++, beyond.advance())
+        for (int j = 0; j < PARTS * Size::BOXES; j++)
+            bring_to_l2(matrix, beyond.column(j / PARTS), beyond.row(j % PARTS, outputs), once);
     wait_for_previous_kernel();
     for (int stage = 0; stage < filled; stage++, behind.advance()) fetch_x(stage, behind);
     for (Place place; !ahead.ended(); place.advance(ring.count), ahead.advance()) {
@@ -458,7 +467,7 @@ DEVICE void multiply_tiles(const Target& target, const Ring& ring, const Way<Siz
 // 64 * TILES rows of x, or fewer. There are `outputs` of a row; the matrix has twice as many rows where it is GATED.
 template <int TILES>
 DEVICE void product(const TensorMap& x, const TensorMap& matrix, const Element* bias, Output* out, int rows, int inputs,
-                    int outputs, int stages) {
+                    int outputs, int stages, int more) {
     typedef Sizes<TILES> Size;
     extern __shared__ unsigned char unaligned[];  // the ring, then room for the sums of a cluster
     __shared__ Shared shared;
@@ -485,7 +494,7 @@ DEVICE void product(const TensorMap& x, const TensorMap& matrix, const Element* 
         const Target target = {bias, out, rows, outputs, outputs % (SPLIT > 1 ? 4 : 2) == 0};
         multiply_tiles<TILES>(target, ring, way, room, landed, rank);
     } else {
-        if (threadIdx.x == Size::WORKING) copy<TILES>(x, matrix, ring, way, rows, outputs);
+        if (threadIdx.x == Size::WORKING) copy<TILES>(x, matrix, ring, way, rows, outputs, more);
         __syncwarp();
         if (SPLIT > 1) {  // all threads of a cluster meet twice
             meet_cluster();
@@ -496,14 +505,14 @@ DEVICE void product(const TensorMap& x, const TensorMap& matrix, const Element* 
 }
 
 #define ARGUMENTS const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap matrix, const Element *bias, \
-                  Output *out, int rows, int inputs, int outputs, int stages
+                  Output *out, int rows, int inputs, int outputs, int stages, int more
 
 extern "C" __global__ void __cluster_dims__(SPLIT, 1, 1) __launch_bounds__(Sizes<1>::THREADS, 1)
 batch_linear_64(ARGUMENTS) {
-    product<1>(x, matrix, bias, out, rows, inputs, outputs, stages);
+    product<1>(x, matrix, bias, out, rows, inputs, outputs, stages, more);
 }
 
 extern "C" __global__ void __cluster_dims__(SPLIT, 1, 1) __launch_bounds__(Sizes<2>::THREADS, 1)
 batch_linear_128(ARGUMENTS) {
-    product<2>(x, matrix, bias, out, rows, inputs, outputs, stages);
+    product<2>(x, matrix, bias, out, rows, inputs, outputs, stages, more);
 }
