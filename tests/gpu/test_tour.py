@@ -13,11 +13,11 @@ import torch
 from gpu.copy_blocks.reference import copy_blocks
 from gpu.gated_linear.reference import gated_linear
 from gpu.gather_ids.reference import gather_ids
-from gpu.linear.source import Form
 from gpu.table import REFERENCE
 from gpu.verify.reference import verify
 from tests.gpu import tour
 from tests.gpu.agreement import agree, apart, drawn
+from tests.gpu.scripts import ROOT
 
 CLASSES = {
     "AdjustLogits": "adjust_logits",
@@ -36,7 +36,7 @@ class Stand:
     """In for a kernel that was made with whatever it was made with."""
 
     def __init__(self, reference: Callable[..., None]) -> None:
-        self.reference, self._blocks = reference, 132
+        self.reference, self._blocks, self._streams = reference, 132, 528
 
     def __call__(self, *arguments: Any) -> None:
         self.reference(*arguments)
@@ -46,17 +46,27 @@ def stands(reference: Callable[..., None]) -> Callable[..., Stand]:
     return lambda *_, **__: Stand(reference)
 
 
-def stand_for_product(_plan: object, _dtype: torch.dtype, form: Form | None = None) -> Stand:
-    return Stand(gated_linear if form is None else partial(tour.multiply_by_torch, form))
+PRODUCTS: dict[str, Callable[..., Stand]] = {
+    "batch_linear": lambda _plan, _dtype, form: Stand(partial(tour.multiply_by_torch, form)),
+    "gated_linear": stands(gated_linear),
+    "linear": lambda _plan, _dtype, form: Stand(partial(tour.normalise_and_multiply_by_torch, form)),
+}
 
 
 @pytest.fixture(autouse=True)
 def _references(monkeypatch: pytest.MonkeyPatch) -> None:
     made = {name: stands(getattr(REFERENCE, op)) for name, op in CLASSES.items()}
     functions = {"copy_blocks": copy_blocks, "gather_ids": gather_ids, "verify": verify}
-    module = SimpleNamespace(**made, **functions, Product=stand_for_product)
     monkeypatch.setattr(tour, "DEVICE", "cpu")
-    monkeypatch.setattr(tour, "kernels", lambda *_: module)
+    monkeypatch.setattr(
+        tour, "kernels", lambda op, *_: SimpleNamespace(**made, **functions, Product=PRODUCTS.get(op))
+    )
+
+
+def test_every_op_is_toured() -> None:
+    assert {path.parent.name for path in (ROOT / "gpu").glob("*/__init__.py")} == set(tour.TOURS) - set(
+        tour.ASKED
+    )
 
 
 @pytest.mark.parametrize("op", tour.TOURS)

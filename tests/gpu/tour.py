@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gpu.batch_linear.source import FORMS as BATCH_FORMS
+from gpu.batch_linear.source import Plan as Batch
 from gpu.copy_blocks.reference import copy_blocks
 from gpu.decode_attention.reference import decode_attention
 from gpu.gated_linear.reference import gated_linear
@@ -62,6 +64,41 @@ def tour_adjust_logits() -> None:
             given = adjustments(rows, vocab, most, masked=masked, device="cpu")
             logits, kept = apart(drawn(rows, vocab, scale=4), 3), poisoned(len(given.tokens))
             agree(op, REFERENCE.adjust_logits, logits, *given, kept)
+
+
+def tour_batch_linear() -> None:
+    if not on_hopper("batch_linear"):
+        return
+    module = kernels("batch_linear")
+    made = [(plan, BF16, form) for plan in (Batch(48, 1), Batch(64, 2)) for form in BATCH_FORMS]
+    made += [(Batch(128, 1), FP16, Form(into=Into.GATED)), (Batch(96, 2), FP16, Form())]
+    for (_, dtype, form), product in zip(made, compiled(module.Product, made), strict=True):
+        product._multiprocessors = 2  # so that a block walks over tiles
+        for rows, inputs, outputs in ((1, 24, 6), (60, 2200, 100), (100, 2200, 100)):  # more than a ring has
+            x, weight, bias, out = operands(form, dtype, rows, inputs, outputs)
+            agree(product, partial(multiply_by_torch, form), x, weight, bias, out)
+
+
+def compiled(make: Callable[..., Any], made: Sequence[tuple[Any, ...]]) -> list[Any]:
+    """One of each, at once."""
+    with ThreadPoolExecutor(8) as pool:
+        return list(pool.map(lambda arguments: make(*arguments), made))
+
+
+def operands(form: Form, dtype: torch.dtype, rows: int, inputs: int, outputs: int) -> tuple[Tensor, ...]:
+    """x, weight, bias, out."""
+    sums, stream = outputs * (2 if form.into is Into.GATED else 1), F32 if form.wide_out else dtype
+    out = poisoned(rows, outputs, dtype=stream)
+    return (
+        drawn(rows, inputs, dtype=F32 if form.wide_x else dtype),
+        drawn(sums, inputs, dtype=dtype, scale=inputs**-0.5),
+        drawn(sums, dtype=dtype),
+        drawn(rows, outputs, dtype=stream) if form.into is Into.ADDED else out,
+    )
+
+
+def multiply_by_torch(form: Form, x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
+    fused_linear(Form(into=form.into), x, weight, out, bias=bias)
 
 
 def tour_copy_blocks() -> None:
@@ -113,22 +150,16 @@ def decoding(
 
 def tour_embed() -> None:
     module, count, pairs, vocab = kernels("embed"), 5, 300, 7  # more pairs than threads
+    sampled, sources = integers([5, 4]), integers([-1, 0, 1, -1, 0])
+    positions = integers([0, 1, 77, 100_000, 1_000_000])
+    frequencies = 500_000.0 ** -(torch.arange(pairs) / pairs)
     for dtype, hidden in ((F32, F32), (BF16, BF16), (BF16, F32), (FP16, F32)):
         op = module.Embed(dtype, hidden)
         for dim in (8, 4112):  # with a tail that is not read ahead
-            tokens, sampled = integers([6, 0, 3, 1, 2]), integers([5, 4])
-            sources, positions = integers([-1, 0, 1, -1, 0]), integers([0, 1, 77, 100_000, 1_000_000])
-            frequencies, embedding = (
-                500_000.0 ** -(torch.arange(pairs) / pairs),
-                drawn(vocab, dim, dtype=dtype),
-            )
-            ids = (tokens, sources, sampled, positions)
-            to = (
-                apart(poisoned(count, dim, dtype=hidden), 8),
-                poisoned(count, pairs),
-                poisoned(count, pairs),
-            )
-            agree(op, REFERENCE.embed, *ids, embedding, frequencies, 1.25, *to)
+            ids = (integers([6, 0, 3, 1, 2]), sources, sampled, positions)
+            embedding, out = drawn(vocab, dim, dtype=dtype), apart(poisoned(count, dim, dtype=hidden), 8)
+            angles = poisoned(count, pairs), poisoned(count, pairs)
+            agree(op, REFERENCE.embed, *ids, embedding, frequencies, 1.25, out, *angles)
 
 
 def tour_gated_linear() -> None:
@@ -139,13 +170,8 @@ def tour_gated_linear() -> None:
         product = module.Product(plan, dtype)
         for blocks in (product._blocks, CLUSTER):  # that take all tiles, in turn
             product._blocks = blocks
-            for rows, inputs, outputs in (
-                (1, 8, 8),
-                (300, 456, 136),
-            ):  # more inputs than a ring has; tails of all
-                x, bias = drawn(rows, inputs, dtype=dtype), drawn(2 * outputs, dtype=dtype)
-                weight = drawn(2 * outputs, inputs, dtype=dtype, scale=inputs**-0.5)
-                agree(product, gated_linear, x, weight, bias, poisoned(rows, outputs, dtype=dtype))
+            for rows, inputs, outputs in ((1, 8, 8), (300, 456, 136)):  # more inputs than a ring has
+                agree(product, gated_linear, *operands(Form(into=Into.GATED), dtype, rows, inputs, outputs))
 
 
 def tour_gather_ids() -> None:
@@ -163,44 +189,28 @@ def tour_linear() -> None:
         for into in Into
         for wide_out in (False, True)
     ]
-    made = [(LONE, form, BF16) for form in forms]
+    made = [(LONE, BF16, form) for form in forms]
     narrow = [form for form in forms if not (form.wide_x or form.wide_out)]
-    made += [(plan, form, BF16) for form in narrow for plan in form.plans if plan != LONE]
-    made += [(LONE, Form(), FP16), (LONE, Form(normed=True, into=Into.GATED), FP16)]
-    with ThreadPoolExecutor(8) as pool:  # that compile at once
-        products = list(pool.map(lambda of: module.Product(of[0], of[2], of[1]), made))
-    for product, (_, form, dtype) in zip(products, made, strict=True):
-        multiply(product, form, dtype)
+    made += [(plan, BF16, form) for form in narrow for plan in form.plans if plan != LONE]
+    made += [(LONE, FP16, Form()), (LONE, FP16, Form(normed=True, into=Into.GATED))]
+    for (_, dtype, form), product in zip(made, compiled(module.Product, made), strict=True):
+        product._multiprocessors = 2  # so that a block walks over tiles
+        for rows, inputs, outputs in ((1, 24, 8), (8, 1096, 5), (3, 1096, 100), (13, 1096, 100)):
+            x, weight, bias, out = operands(form, dtype, rows, inputs, outputs)
+            norm = drawn(inputs, dtype=dtype) if form.normed else None
+            given = (x, weight, None if rows == 8 else bias, norm, EPS, out)
+            agree(product, partial(normalise_and_multiply_by_torch, form), *given)
 
 
-def multiply(product: Any, form: Form, dtype: torch.dtype) -> None:
-    """With the tails of a tile and of a batch of inputs; few blocks, so that each walks over tiles."""
-    gated, stream = form.into is Into.GATED, F32 if form.wide_out else dtype
-    for rows, inputs, outputs, blocks in (
-        (1, 24, 8, 9),
-        (8, 1096, 5, 9),
-        (3, 1096, 100, 2),
-        (13, 1096, 100, 2),
-    ):
-        product._multiprocessors = blocks
-        x = drawn(rows, inputs, dtype=F32 if form.wide_x else dtype)
-        weight = drawn(outputs * (1 + gated), inputs, dtype=dtype, scale=inputs**-0.5)
-        bias = None if rows == 8 else drawn(outputs * (1 + gated), dtype=dtype)
-        norm = drawn(inputs, dtype=dtype) if form.normed else None
-        adding = form.into is Into.ADDED
-        out = drawn(rows, outputs, dtype=stream) if adding else poisoned(rows, outputs, dtype=stream)
-        agree(product, partial(multiply_by_torch, form), x, weight, bias, norm, EPS, out)
-
-
-def multiply_by_torch(
+def normalise_and_multiply_by_torch(
     form: Form, x: Tensor, weight: Tensor, bias: Tensor | None, norm: Tensor | None, eps: float, out: Tensor
 ) -> None:
-    """x * norm is rounded, as the contract has it: where few terms cancel out, that is seen."""
+    """x * norm is rounded, as the contract has it: where terms cancel out, that is seen."""
     wide = x.float()
     if norm is not None:
         scales = (wide.square().mean(-1, keepdim=True) + eps).rsqrt()
         wide = (wide * norm.float()).to(norm.dtype).float() * scales
-    fused_linear(Form(into=form.into), wide, weight, out, bias=bias)
+    multiply_by_torch(form, wide, weight, bias, out)
 
 
 def tour_paged_attention() -> None:
@@ -213,16 +223,17 @@ def tour_paged_attention() -> None:
         (Heads(2, 1, 256, BF16), 1),
     ):
         op = module.PagedAttention(shape, most_tokens=most_tokens)
-        attend(op, shape, [min(count, most_tokens) for count in (8, 1, 0, 3, 8, 2)])
-        op._streams = 3  # so that each has many tiles, of several rows
-        attend(op, shape, [min(count, most_tokens) for count in (8, 1, 0, 3, 8, 2)])
+        for streams in (op._streams, 3):  # few, so that each has many tiles, of several rows
+            op._streams = streams
+            attend(op, shape, most_tokens)
     alone = Case(Heads(8, 2, 128, BF16), [1], [16], device="cpu")  # nothing to join
     out = poisoned(*alone.query.shape, dtype=BF16)
     agree(module.PagedAttention(alone.shape), REFERENCE.paged_attention, *alone.arguments(None, out))
 
 
-def attend(op: Any, shape: Heads, counts: Sequence[int]) -> None:
+def attend(op: Any, shape: Heads, most_tokens: int) -> None:
     """With rows that begin a prompt, and without tokens; contexts of one tile, of part of one, of many."""
+    counts = [min(count, most_tokens) for count in (8, 1, 0, 3, 8, 2)]
     for window, block_size in ((None, 48), (40, 16)):
         case = Case(shape, counts, [8, 300, 0, 17, 130, 70], block_size, device="cpu")
         out = poisoned(*case.query.shape, dtype=shape.dtype)
@@ -232,8 +243,7 @@ def attend(op: Any, shape: Heads, counts: Sequence[int]) -> None:
 def tour_paged_attention_numba() -> None:
     module = kernels("paged_attention", "numba")
     for shape, most_tokens in ((Heads(8, 2, 128, BF16), 1), (Heads(6, 2, 40, F32), 8)):
-        op = module.PagedAttention(shape, most_tokens=most_tokens)
-        attend(op, shape, [min(count, most_tokens) for count in (8, 1, 0, 3, 8, 2)])
+        attend(module.PagedAttention(shape, most_tokens=most_tokens), shape, most_tokens)
 
 
 def tour_prefill_attention() -> None:
@@ -343,6 +353,7 @@ def tour_verify() -> None:
 
 TOURS: dict[str, Callable[[], None]] = {
     "adjust_logits": tour_adjust_logits,
+    "batch_linear": tour_batch_linear,
     "copy_blocks": tour_copy_blocks,
     "decode_attention": tour_decode_attention,
     "embed": tour_embed,
