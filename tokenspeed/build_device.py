@@ -48,8 +48,8 @@ GPU_ONLY = (
     *(
         ("kernels", name)
         for name in (
-            *("paged_attention", "decode_attention", "prefill_attention", "products", "gated_linear"),
-            *("rms_norm", "rope_write_kv", "silu_mul", "embed", "sample", "adjust_logits"),
+            *("paged_attention", "decode_attention", "prefill_attention", "products", "batch_products"),
+            *("gated_linear", "rms_norm", "rope_write_kv", "silu_mul", "embed", "sample", "adjust_logits"),
         )
     ),
 )

@@ -57,6 +57,7 @@ class KernelOptions:
     decode_attention: str = option("auto", choices=("auto", "cupy", "apart"))
     prefill_attention: str = option("auto", choices=("auto", "cupy", "torch", "reference"))
     products: str = option("auto", choices=("auto", "cupy", "torch"))
+    batch_products: str = option("auto", choices=("auto", "cupy", "torch"))
     gated_linear: str = option("auto", choices=("auto", "cupy", "apart"))
     rms_norm: str = option("auto", choices=("auto", "cupy", "reference"))
     rope_write_kv: str = option("auto", choices=("auto", "cupy", "reference"))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 
@@ -20,6 +20,7 @@ from tokenspeed.model.options import KernelOptions
 from tokenspeed.model.spec import ModelSpec
 
 FEW_ROWS = 16
+BATCH_ROWS = 128
 CAPTURABLE = ("cupy", "numba")  # the others ask the device for the lengths of rows
 
 
@@ -113,6 +114,22 @@ def _few(context: Context) -> Products:
     return products
 
 
+def _batch(context: Context) -> Products:
+    """Products of a batch that decodes, compiled for the matrices of this model."""
+    spec, module = context.spec, importlib.import_module("gpu.batch_linear.cupy_kernel")
+    queries = spec.heads * spec.head_dim
+    products = module.BatchProducts(
+        context.dtype, spec.norm_eps, hidden=spec.hidden_size, wide=context.dtype != RESIDUAL
+    )
+    products.prepare(
+        queries=queries,
+        qkv=queries + 2 * spec.kv_heads * spec.head_dim,
+        inner=spec.intermediate_size,
+        vocab=spec.vocab_size,
+    )
+    return cast(Products, products)
+
+
 def _fused(context: Context) -> DecodeAttention:
     """Rotation, cache and attention in one kernel, for rows of one token and short contexts."""
     (heads,) = _heads(context)
@@ -176,6 +193,7 @@ MAKERS: Mapping[str, Mapping[str, Maker]] = MappingProxyType(
             "reference": _reference("adjust_logits"),
         },
         "products": {"cupy": _few, "torch": _none},  # none: few rows are multiplied as many are
+        "batch_products": {"cupy": _batch, "torch": _none},
         "decode_attention": {"cupy": _fused, "apart": _none},
         "gated_linear": {"cupy": _gated, "apart": _none},
     }
@@ -194,6 +212,7 @@ def pins_of(options: KernelOptions) -> dict[str, str]:
         "sample": options.sample,
         "adjust_logits": options.adjust_logits,
         "products": options.products,
+        "batch_products": options.batch_products,
         "decode_attention": options.decode_attention,
         "gated_linear": options.gated_linear,
     }
@@ -215,12 +234,17 @@ def choose(context: Context, device: torch.device, options: KernelOptions) -> Ch
         }
         found = {name: future.result() for name, future in waiting.items()}
     operations = {name: one.operation for name, one in found.items()}
-    products: Products | None = operations.pop("products")
+    few: Products | None = operations.pop("products")
+    batch: Products | None = operations.pop("batch_products")
     ops = Ops(linear=REFERENCE.linear, **operations)
-    many = _many(context, ops, device)
+    products = _many(context, ops, device)
+    if batch is not None:
+        products = ByRows(batch, BATCH_ROWS, products)
+    if few is not None:
+        products = ByRows(few, FEW_ROWS, products)
     return Chosen(
         ops,
-        many if products is None else ByRows(products, FEW_ROWS, many),
+        products,
         _told(found),
         tuple(warning for one in found.values() for warning in one.obstacles),
         captures_decode=found["paged_attention"].name in CAPTURABLE,
