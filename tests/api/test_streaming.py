@@ -250,6 +250,6 @@ async def test_a_ping_on_its_way_is_not_overtaken():
     assert sent == [None, b": ping\n\n", b"data: 1\n\n", b""]
 
 
-@pytest.mark.parametrize("name", ["_stream_response", "_ping", "_listen_for_exit_signal_with_grace"])
+@pytest.mark.parametrize("name", ["__call__", "_stream_response", "_ping"])
 def test_the_parts_of_sse_starlette_that_are_replaced_are_there(name):
     assert getattr(EventSourceResponse, name) is not getattr(EventStream, name)

@@ -19,6 +19,7 @@ from tokenspeed.api.middleware import Boundary
 from tokenspeed.api.models import ModelsEndpoint, ServedModel
 from tokenspeed.api.openai_endpoint import OpenAIEndpoint
 from tokenspeed.api.options import KeyOptions, ServerOptions
+from tokenspeed.api.pace import Pace
 from tokenspeed.api.timeline import TimelineEndpoint
 from tokenspeed.engine.timeline import Timeline
 from tokenspeed.errors import TokenSpeedError
@@ -40,8 +41,9 @@ def create_app(
     `ready` says whether a request would be taken now. `keys` are who may use it, by the account that their
     requests count against; with none, everybody may. `timeline` gives that of a request by its id.
     """
-    chat = OpenAIEndpoint(ChatDialect(), generator, model, options)
-    completions = OpenAIEndpoint(CompletionDialect(), generator, model, options)
+    pace = Pace()
+    chat = OpenAIEndpoint(ChatDialect(), generator, model, options, pace)
+    completions = OpenAIEndpoint(CompletionDialect(), generator, model, options, pace)
     routes = [
         Route("/chat/completions", chat.create, methods=["POST"]),
         Route("/completions", completions.create, methods=["POST"]),

@@ -28,6 +28,7 @@ from tokenspeed.api.openai_answers import (
 )
 from tokenspeed.api.openai_types import CommonRequest
 from tokenspeed.api.options import ServerOptions
+from tokenspeed.api.pace import Pace
 from tokenspeed.api.sse import EventStream
 from tokenspeed.api.unsupported import refuse_unsupported
 from tokenspeed.generation.generator import Generator
@@ -60,16 +61,23 @@ class OpenAIEndpoint(Generic[Asked]):
     """Reads, starts, and answers in one piece or as a stream."""
 
     def __init__(
-        self, dialect: Dialect[Asked], generator: Generator, model: ServedModel, options: ServerOptions
+        self,
+        dialect: Dialect[Asked],
+        generator: Generator,
+        model: ServedModel,
+        options: ServerOptions,
+        pace: Pace,
     ) -> None:
         self._dialect = dialect
         self._generator = generator
         self._model = model
         self._options = options
+        self._pace = pace
 
     async def create(self, http: Request) -> Response:
         body = await read_body(http, self._options.max_body_bytes)
         arrival = self._generator.now()
+        await self._pace.turn()
         caller = caller_of(http)
         if len(body) > INLINE_BYTES:
             asked, heading, request = await asyncio.to_thread(self._read, body, caller)

@@ -2,14 +2,16 @@
 
 The base class sets the headers and watches for a client that vanishes, also while no event comes. Three of
 its parts are replaced: it encodes and locks for every event, which costs more than the event itself; it
-pings every so often, not after silence; and it cuts every stream when the process is asked to stop, where
+pings every so often, not after silence; and it begins four tasks in a group of anyio's, which took a third of
+all that a request takes the loop, one of them to cut every stream when the process is asked to stop, where
 this server lets them end (`drain_seconds`).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
+from typing import Any
 
 from sse_starlette.sse import EventSourceResponse
 from starlette.types import Receive, Scope, Send
@@ -44,7 +46,9 @@ class EventStream(EventSourceResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._send_body = scope.get(DIRECT_SEND, send)
         try:
-            await super().__call__(scope, receive, send)
+            await _first_ended(
+                self._stream_response(send), self._listen_for_disconnect(receive), self._ping(send)
+            )
         finally:
             self._close()
 
@@ -79,5 +83,15 @@ class EventStream(EventSourceResponse):
         async with self._pinging:
             pass
 
-    async def _listen_for_exit_signal_with_grace(self) -> None:
-        await asyncio.get_running_loop().create_future()  # until the stream itself ends
+
+async def _first_ended(*work: Coroutine[Any, Any, None]) -> None:
+    """Run all at once until one of them ends, and raise what it raised; the others are cancelled."""
+    tasks = [asyncio.create_task(one) for one in work]
+    try:
+        ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for task in ended:
+        task.result()
