@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from gpu.table import REFERENCE, Ops
-from tokenspeed.backend.graphs import Graph, Graphs, _replay_of, decode_shapes
+from tokenspeed.backend.graphs import REST, Agenda, Graph, Graphs, _replay_of, decode_shapes
 from tokenspeed.backend.packing import Columns, columns_of
 from tokenspeed.backend.results import SOURCE_FAILED
 from tokenspeed.backend.stepper import IN_FLIGHT, Begun, Stepper
 from tokenspeed.core.plan import Draw, Row, RowResult, StepPlan
 from tokenspeed.core.request import Sampling
-from tokenspeed.model.cuda.network import Bounds
+from tokenspeed.model.cuda.network import Bounds, Shape
 from tokenspeed.model.sampler import NOT_FINITE, NOTHING_ALLOWED
 
 GREEDY = Sampling(temperature=0.0)
@@ -323,6 +323,39 @@ def test_steps_are_padded_to_the_smallest_shape_that_has_room() -> None:
     assert tokens_of(1_921, 0, 1) == 1_984
     assert tokens_of(64, 0, 17) is None  # more rows than it has room for
     assert tokens_of(2049, 0, 1) is None
+
+
+def test_what_steps_ask_for_is_captured_first_and_each_shape_once() -> None:
+    shapes = [Shape(size, size, size) for size in range(1, 41)]
+    agenda = Agenda(shapes)
+    assert agenda.take() == shapes[0]
+    for size in (7, 30, 7, 1, 7):
+        agenda.ask(shapes[size - 1], 0.0, missing=True)
+    agenda.ask(shapes[20], 0.0, missing=False)
+    agenda.ask(Shape(99, 99, 99), 0.0, missing=True)  # is not to be captured
+    assert [agenda.take(), agenda.take(), agenda.take()] == [shapes[6], shapes[29], shapes[1]]
+    for _ in range(1000):
+        agenda.ask(shapes[39], 0.0, missing=True)
+    rest = list(iter(agenda.take, None))
+    assert rest[0] == shapes[39]
+    assert sorted(rest) == [shape for shape in shapes if shape.rows not in (1, 2, 7, 30, 40)] + [shapes[39]]
+
+
+def test_capturing_rests_while_steps_run_and_only_then() -> None:
+    agenda = Agenda([])
+    assert agenda.rest(0.02, now=1.0) == 0.0
+    agenda.ask(Shape(1, 1, 1), 5.0, missing=False)
+    assert agenda.rest(0.02, now=5.05) == REST * 0.02
+    assert agenda.rest(0.02, now=6.0) == 0.0
+
+
+def test_a_step_without_a_graph_asks_for_the_one_that_it_would_have_had() -> None:
+    graphs = Graphs(64, 512, 1000, lambda shape: None, lambda tokens: None, device=CPU, budget_bytes=1)
+    assert graphs.decode(3, 900) is None
+    assert graphs.decode(3, 2000) is None
+    assert graphs.mixed(100, 3, 1) is None
+    wanted = [graphs._agenda.take() for _ in range(3)]
+    assert wanted == [Shape(3, 3, 3, short=True), Shape(3, 3, 3), Shape(128, 64, 80)]
 
 
 def test_prompts_are_not_captured_where_what_attends_them_cannot_be() -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from bisect import bisect_left
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -21,6 +23,13 @@ EXACT = 8  # rows up to which every number has a graph of its own
 # Tokens of steps that prefill. Products go by 128 rows, so up to 64 more cost little; with more than 2,048
 # the device takes longer than launching does, even for small models.
 MIXED = (16, 32, *range(64, 2049, 64))
+
+
+# While steps run, the thread that captures rests nine times as long as each capture took: it holds the
+# interpreter, and every token of the first seconds would wait for it several times.
+REST = 9.0
+WANTED = 16  # shapes that are remembered to have been asked for
+RUNNING_SECONDS = 0.1  # since a step asked for a graph, as long as steps are thought to run
 
 
 class Graph(NamedTuple):
@@ -43,6 +52,40 @@ def mixed_shapes(most_rows: int, most_tokens: int) -> list[Shape]:
     """Steps in which some rows prefill, beside any number that decode."""
     sizes = [size for size in MIXED if size <= most_tokens]
     return [Shape(size, min(most_rows, size), min(most_rows, size) + PADDED_ROWS) for size in sizes]
+
+
+class Agenda:
+    """What is still to be captured: first what steps have asked for, then the rest in its order.
+
+    One thread takes, another one asks.
+    """
+
+    def __init__(self, shapes: Iterable[Shape]) -> None:
+        self._left = dict.fromkeys(shapes)
+        self._wanted: deque[Shape] = deque(maxlen=WANTED)
+        self._asked = float("-inf")
+
+    def ask(self, shape: Shape, now: float, *, missing: bool) -> None:
+        """A step of that shape begins, for which there is a graph unless it is `missing`."""
+        self._asked = now
+        if missing:
+            self._wanted.append(shape)
+
+    def take(self) -> Shape | None:
+        """The next one; None: all were taken."""
+        while self._wanted:
+            wanted = self._wanted.popleft()
+            if wanted in self._left:
+                del self._left[wanted]
+                return wanted
+        following = next(iter(self._left), None)
+        if following is not None:
+            del self._left[following]
+        return following
+
+    def rest(self, took: float, now: float) -> float:
+        """Seconds to let steps run alone after a capture that took so many."""
+        return REST * took if now - self._asked < RUNNING_SECONDS else 0.0
 
 
 class Graphs:
@@ -71,6 +114,7 @@ class Graphs:
         self._short_keys = short_keys
         self._decodes = decode_shapes(most_rows)
         self._mixed = mixed_shapes(most_rows, most_tokens)
+        self._agenda = Agenda(self.shapes)
         self._graphs: dict[Shape, Graph] = {}
         self._kept: list[torch.cuda.CUDAGraph] = []  # as long as they may be launched
         self._pool: Any = None
@@ -97,7 +141,7 @@ class Graphs:
 
     @property
     def shapes(self) -> list[Shape]:
-        """All that are captured, in this order."""
+        """All that are captured, in this order where no step asks for another."""
         short = [s._replace(short=True) for s in self._decodes if self._short_keys and s.rows <= FUSED_ROWS]
         return [*short, *self._decodes, *self._mixed]
 
@@ -108,9 +152,9 @@ class Graphs:
         if place == len(self._decodes):
             return None
         shape = self._decodes[place]
-        if keys <= self._short_keys and (short := self._graphs.get(shape._replace(short=True))) is not None:
-            return short
-        return self._graphs.get(shape)
+        if shape.rows <= FUSED_ROWS and keys <= self._short_keys:
+            return self._captured(shape._replace(short=True)) or self._graphs.get(shape)
+        return self._captured(shape)
 
     def mixed(self, tokens: int, singles: int, others: int) -> Graph | None:
         """For a step of so many tokens, in rows of one token and others: the smallest with room for it."""
@@ -119,7 +163,12 @@ class Graphs:
             return None
         shape = self._mixed[place]
         fits = singles <= shape.singles and others <= shape.rows - shape.singles
-        return self._graphs.get(shape) if fits else None
+        return self._captured(shape) if fits else None
+
+    def _captured(self, shape: Shape) -> Graph | None:
+        found = self._graphs.get(shape)
+        self._agenda.ask(shape, time.monotonic(), missing=found is None)
+        return found
 
     def _capture_all(self) -> None:
         try:
@@ -128,23 +177,25 @@ class Graphs:
                 # of the stream that captures is used by graphs, which run meanwhile.
                 warming, capturing = torch.cuda.Stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
                 driver = Driver(self._device)
-                for shape in self.shapes:
-                    if self._closing.is_set() or self._used_up(shape):
-                        return
+                while (shape := self._agenda.take()) is not None and not self._used_up():
+                    began = time.monotonic()
                     with torch.cuda.stream(warming):
                         for rows in shape.multiplied:
                             self._warm(rows)
                         warming.synchronize()
                     with torch.cuda.stream(capturing):
                         self._capture(shape, driver)
+                    now = time.monotonic()
+                    if self._closing.wait(self._agenda.rest(now - began, now)):
+                        return
         except Exception:
             logger.warning("a step could not be captured; such steps run kernel by kernel", exc_info=True)
         logger.debug("captured %d graphs in %d MiB", len(self), self.bytes_taken >> 20)
 
-    def _used_up(self, shape: Shape) -> bool:
+    def _used_up(self) -> bool:
         if self.bytes_taken < self._budget:
             return False
-        logger.info("no memory for graphs of %d tokens and more; raise [device] graphs_mib", shape.tokens)
+        logger.info("no memory for more than %d graphs; raise [device] graphs_mib", len(self))
         return True
 
     def _capture(self, shape: Shape, driver: Driver) -> None:
