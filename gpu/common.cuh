@@ -1,11 +1,9 @@
-// What CUDA sources here share. Put before a source (`Source.shared`), since nothing is included.
+// What most CUDA sources here share; put after base.cuh.
 // Elements are raw 16 bits: bfloat16, or float16 where HALF is 1.
 
 #ifndef HALF
 #define HALF 0
 #endif
-
-#define DEVICE __device__ __forceinline__
 
 typedef unsigned short Element;
 typedef unsigned int Word;            // two elements
@@ -100,18 +98,4 @@ DEVICE void multiply_add(float (&sum)[4], Word a0, Word a1, Word a2, Word a3, Wo
         "{%0, %1, %2, %3};"
         : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
         : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
-
-// Programmatic dependent launch: before `wait_for_previous_kernel` only what no kernel writes may be read. Both do
-// nothing in a launch without the attribute, and cost nothing.
-DEVICE void wait_for_previous_kernel() {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-
-DEVICE void let_next_kernel_start() {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
 }

@@ -11,6 +11,12 @@ from pathlib import Path
 
 Constants = Mapping[str, int]
 
+_FOLDER = Path(__file__).parent
+# What is put before sources: before all of them, before most, before those for Hopper (sm_90a).
+BASE = _FOLDER / "base.cuh"
+COMMON = (BASE, _FOLDER / "common.cuh")
+HOPPER = (*COMMON, _FOLDER / "hopper.cuh")
+
 
 @dataclass(frozen=True, slots=True)
 class Source:

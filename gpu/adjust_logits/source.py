@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gpu.source import Source
+from gpu.source import COMMON, Source
 
 THREADS = 256
 LOGITS_A_BLOCK = 32 * THREADS  # that a block masks
@@ -13,5 +13,5 @@ SOURCE = Source(
     Path(__file__).with_name("kernel.cu"),
     functions=("adjust_logits", "adjust_and_mask_logits"),
     variants=({},),
-    shared=(Path(__file__).parents[1] / "common.cuh",),
+    shared=COMMON,
 )

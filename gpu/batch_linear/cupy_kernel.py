@@ -141,7 +141,7 @@ class BatchProducts:
         self._adding = BatchLinear(dtype, Form(into=Into.ADDED, wide_out=wide))
 
     def prepare(self, *, queries: int, qkv: int, inner: int, vocab: int) -> None:
-        """Compile, several at once, what multiplies the matrices of a decoder with so many outputs of each."""
+        """Compile, several at once, what multiplies a decoder's matrices with so many outputs of each."""
         hidden = self._normed.shape[1]
         wanted = (
             (self._plain, hidden, qkv),

@@ -46,8 +46,6 @@ template <int TILES> struct Sizes {
     static constexpr int STAGE_BYTES = BOXES * (MATRIX_BYTES + X_BYTES);  // boxes of the matrix, then of x
 };
 
-struct alignas(64) TensorMap { unsigned char opaque[128]; };
-
 struct Shared {
     unsigned long long there[MOST_STAGES], done[MOST_STAGES];  // a stage is copied; it is multiplied
     unsigned long long landed;                                 // all sums that this block adds up
@@ -77,135 +75,7 @@ DEVICE void put(Run<4>* to, const Run<4>& run) {
 template <int COUNT> DEVICE void put(Run<COUNT>* to, const Run<COUNT>& run) { *to = run; }
 #endif
 
-// ---- barriers in shared memory, and copies that arrive at them ----
-
-DEVICE void prepare(Word barrier, int arrivals) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" :: "r"(barrier), "r"(arrivals) : "memory");
-}
-
-DEVICE void expect(Word barrier, int bytes) {
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" :: "r"(barrier), "r"(bytes) : "memory");
-}
-
-DEVICE void arrive(Word barrier) {
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" :: "r"(barrier) : "memory");
-}
-
-DEVICE void wait(Word barrier, Word parity) {
-    asm volatile(
-        "{\n"
-        ".reg .pred done;\n"
-        "AGAIN:\n"
-        "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-        "@!done bra AGAIN;\n"
-        "}" :: "r"(barrier), "r"(parity) : "memory");
-}
-
-// A place in that block of the cluster, by the same place in one's own.
-DEVICE Word place_in(Word block, Word place) {
-    Word there;
-    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(place), "r"(block));
-    return there;
-}
-
-DEVICE void fetch(Word to, const TensorMap& map, int column, int row, Word barrier) {
-    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];"
-                 :: "r"(to), "l"(&map), "r"(column), "r"(row), "r"(barrier) : "memory");
-}
-
-DEVICE void fetch_once(Word to, const TensorMap& map, int column, int row, Word barrier, Policy policy) {
-    asm volatile(
-        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
-        "[%0], [%1, {%2, %3}], [%4], %5;"
-        :: "r"(to), "l"(&map), "r"(column), "r"(row), "r"(barrier), "l"(policy) : "memory");
-}
-
-DEVICE void bring_to_l2(const TensorMap& map, int column, int row, Policy policy) {
-    asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global.L2::cache_hint [%0, {%1, %2}], %3;"
-                 :: "l"(&map), "r"(column), "r"(row), "l"(policy) : "memory");
-}
-
-DEVICE void enter_cluster() { asm volatile("barrier.cluster.arrive.release;" ::: "memory"); }
-DEVICE void meet_cluster() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
-
-// A ring's place and its pass: parity 0 is the first to be filled.
-struct Place {
-    Word stage = 0, parity = 0;
-    DEVICE void advance(int stages) {
-        if (++stage == stages) stage = 0, parity ^= 1;
-    }
-};
-
-// ---- the tensor cores ----
-
-#if HALF
-#define TYPES ".f32.f16.f16"
-#else
-#define TYPES ".f32.bf16.bf16"
-#endif
-
-#define REGISTERS_8(a, i) \
-    "+f"(a[i]), "+f"(a[i + 1]), "+f"(a[i + 2]), "+f"(a[i + 3]), "+f"(a[i + 4]), "+f"(a[i + 5]), "+f"(a[i + 6]), \
-    "+f"(a[i + 7])
-#define NAMES_8 "%0,%1,%2,%3,%4,%5,%6,%7"
-#define NAMES_16 NAMES_8 ",%8,%9,%10,%11,%12,%13,%14,%15"
-#define NAMES_24 NAMES_16 ",%16,%17,%18,%19,%20,%21,%22,%23"
-#define NAMES_32 NAMES_24 ",%24,%25,%26,%27,%28,%29,%30,%31"
-#define NAMES_40 NAMES_32 ",%32,%33,%34,%35,%36,%37,%38,%39"
-#define NAMES_48 NAMES_40 ",%40,%41,%42,%43,%44,%45,%46,%47"
-#define NAMES_56 NAMES_48 ",%48,%49,%50,%51,%52,%53,%54,%55"
-#define NAMES_64 NAMES_56 ",%56,%57,%58,%59,%60,%61,%62,%63"
-#define LIST_8(a) REGISTERS_8(a, 0)
-#define LIST_16(a) LIST_8(a), REGISTERS_8(a, 8)
-#define LIST_24(a) LIST_16(a), REGISTERS_8(a, 16)
-#define LIST_32(a) LIST_24(a), REGISTERS_8(a, 24)
-#define LIST_40(a) LIST_32(a), REGISTERS_8(a, 32)
-#define LIST_48(a) LIST_40(a), REGISTERS_8(a, 40)
-#define LIST_56(a) LIST_48(a), REGISTERS_8(a, 48)
-#define LIST_64(a) LIST_56(a), REGISTERS_8(a, 56)
-
-// sums[64 x N] += a[64 x 16] * b[16 x N], 16 neighbours of k in a row of each.
-#define MULTIPLY(N, COUNT, A, B) \
-    DEVICE void multiply(float (&sums)[COUNT], unsigned long long a, unsigned long long b) { \
-        asm volatile("wgmma.mma_async.sync.aligned.m64n" #N "k16" TYPES " {" NAMES_##COUNT "}, " A ", " B ", 1, 1, 1, 0, 0;" \
-                     : LIST_##COUNT(sums) : "l"(a), "l"(b)); \
-    }
-
-MULTIPLY(16, 8, "%8", "%9")
-MULTIPLY(32, 16, "%16", "%17")
-MULTIPLY(48, 24, "%24", "%25")
-MULTIPLY(64, 32, "%32", "%33")
-MULTIPLY(80, 40, "%40", "%41")
-MULTIPLY(96, 48, "%48", "%49")
-MULTIPLY(112, 56, "%56", "%57")
-MULTIPLY(128, 64, "%64", "%65")
-
-DEVICE void products_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-DEVICE void products_end() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-template <int LATER> DEVICE void products_wait() {
-    asm volatile("wgmma.wait_group.sync.aligned %0;" :: "n"(LATER) : "memory");
-}
-
-// Nothing of these registers is read or written across this point.
-template <int COUNT> DEVICE void pin(float (&values)[COUNT]) {
-#pragma unroll
-    for (int i = 0; i < COUNT; i++) asm volatile("" : "+f"(values[i]) :: "memory");
-}
-
-// Rows of 128 swizzled bytes, 8 of them (1024 bytes) after the other.
-DEVICE unsigned long long described(Word shared) {
-    return static_cast<unsigned long long>(shared >> 4) | static_cast<unsigned long long>(1024 >> 4) << 32 | 1ull << 62;
-}
-
 // ---- what becomes of the sums ----
-
-// x / (1 + exp(-x)) in two instructions of the special function unit, as silu_mul has it.
-DEVICE float silu(float x) {
-    float power, inverse;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x * -1.4426950408889634f));
-    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(1.0f + power));
-    return x * inverse;
-}
 
 struct Target {
     const Element* bias;
@@ -296,7 +166,7 @@ template <int WORKING> DEVICE void gather(const Sums& sums, Word parts, int row,
             }
         }
     }
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+    show_shared();
     meet_workers<WORKING>();
 }
 
@@ -472,11 +342,10 @@ DEVICE void product(const TensorMap& x, const TensorMap& matrix, const Element* 
     extern __shared__ unsigned char unaligned[];  // the ring, then room for the sums of a cluster
     __shared__ Shared shared;
     let_next_kernel_start();
-    const Word first = (shared_address(unaligned) + 1023) / 1024 * 1024, room = first + stages * Size::STAGE_BYTES;
+    const Word first = swizzled_rows(unaligned), room = first + stages * Size::STAGE_BYTES;
     const Ring ring = {first, shared_address(shared.there), shared_address(shared.done), stages};
     const Word landed = shared_address(&shared.landed);
-    Word rank = 0;
-    if (SPLIT > 1) asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    const Word rank = SPLIT > 1 ? own_block() : 0;
     const Way<Size::DEPTH> way(rank, inputs, outputs);
     if (threadIdx.x == Size::WORKING) {
         for (int stage = 0; stage < stages; stage++) {
@@ -485,7 +354,7 @@ DEVICE void product(const TensorMap& x, const TensorMap& matrix, const Element* 
         }
         prepare(landed, 1);
         if (SPLIT > 1) expect(landed, SPLIT * sent_bytes(rows));
-        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+        show_barriers();
     }
     __syncthreads();
     if (SPLIT > 1) enter_cluster();

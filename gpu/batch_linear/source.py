@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpu.linear.source import Form, Into
-from gpu.source import Constants, Source
+from gpu.source import HOPPER, Constants, Source
 
 ROWS = 128  # of x, the most
 TILE_ROWS = 64  # of x, that a warpgroup multiplies
@@ -111,7 +111,7 @@ SOURCE = Source(
         Plan(96, 2).constants(Form(into=Into.ADDED), False),
         Plan(32, 2).constants(Form(into=Into.GATED), False),
     ),
-    shared=(Path(__file__).parents[1] / "common.cuh",),
+    shared=HOPPER,
     architectures=("sm_90a",),
 )
 

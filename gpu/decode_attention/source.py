@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from gpu.paged_attention.source import DTYPES, Heads, check_served
-from gpu.source import Constants, Source
+from gpu.source import COMMON, Constants, Source
 
 HEAD_DIMS = (64, 128)
 TILE = 16  # tokens
@@ -26,7 +26,7 @@ SOURCE = Source(
             (128, 32, 1, 1),
         )
     ),
-    shared=(Path(__file__).parents[1] / "common.cuh",),
+    shared=COMMON,
 )
 
 

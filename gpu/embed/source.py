@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gpu.source import Source
+from gpu.source import COMMON, Source
 
 SOURCE = Source(
     Path(__file__).with_name("kernel.cu"),
     functions=("embed_copied", "embed_widened"),
     variants=({"HALF": 0}, {"HALF": 1}),  # which 16 bits are widened
-    shared=(Path(__file__).parents[1] / "common.cuh",),
+    shared=COMMON,
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpu.source import Constants, Source
+from gpu.source import HOPPER, Constants, Source
 
 CLUSTER = 2  # blocks
 BLOCK_ROWS = 128  # of x
@@ -48,7 +48,7 @@ SOURCE = Source(
     Path(__file__).with_name("kernel.cu"),
     functions=("gated_linear",),
     variants=tuple(plan.constants(half) for plan in PLANS for half in (False, True)),
-    shared=(Path(__file__).parents[1] / "common.cuh",),
+    shared=HOPPER,
     architectures=("sm_90a",),
 )
 

@@ -68,14 +68,6 @@ DEVICE float widened(Element value) { return to_float(value); }
 DEVICE Element narrowed(float value) { return to_element(value); }
 #endif
 
-// x / (1 + exp(-x)) in two instructions of the special function unit, as silu_mul has it.
-DEVICE float silu(float x) {
-    float power, inverse;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x * -1.4426950408889634f));
-    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(1.0f + power));
-    return x * inverse;
-}
-
 DEVICE void widen(float (&wide)[8], const Eight& v) {
     const Word words[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from enum import IntEnum
 from pathlib import Path
 
-from gpu.source import Constants, Source
+from gpu.source import COMMON, Constants, Source
 
 ELEMENT_BYTES = 2
 LANES_APART = 64  # bytes more than whole lines from one row of x in shared memory to the next
@@ -104,7 +104,7 @@ SOURCE = Source(
         *({**LONE.constants(False), **form.constants} for form in FORMS),
         {**BROAD.constants(True), **Form(normed=True, into=Into.GATED).constants},
     ),
-    shared=(Path(__file__).parents[1] / "common.cuh",),
+    shared=COMMON,
 )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from gpu.source import Constants, Source
+from gpu.source import COMMON, Constants, Source
 
 HEAD_DIMS = (64, 96, 128, 256)
 DTYPES = (torch.bfloat16, torch.float16)
@@ -40,7 +40,7 @@ SOURCE = Source(
             (256, 0, 1, 4, 3),
         )
     ),
-    shared=(Path(__file__).parents[1] / "common.cuh",),
+    shared=COMMON,
 )
 
 

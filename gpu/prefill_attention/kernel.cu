@@ -39,33 +39,7 @@ constexpr int SLOTS = 4;                         // of tiles told by the copying
 constexpr float LEAST = -1e30f;                  // below any score, and finite
 constexpr float STEEPEST = 67108864.f;           // score, in powers of two: larger ones are rounded too roughly
 
-// ---- barriers in shared memory ----
-
-__device__ __forceinline__ void prepare(u32 barrier, int arrivals) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
-}
-
-__device__ __forceinline__ void arrive(u32 barrier) {
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
-
-// When all copies that this thread has started are there.
-__device__ __forceinline__ void arrive_with_copies(u32 barrier) {
-    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
-}
-
-__device__ __forceinline__ void wait(u32 barrier, u32 parity) {
-    asm volatile(
-        "{\n"
-        ".reg .pred done;\n"
-        "AGAIN:\n"
-        "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-        "@!done bra AGAIN;\n"
-        "}" ::"r"(barrier), "r"(parity) : "memory");
-}
-
-// What was copied to shared memory, and is known to be there, may be read by the tensor cores.
-__device__ __forceinline__ void show_tensor_cores() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+// ---- the tensor cores ----
 
 __device__ __forceinline__ void turn_wait(int worker) {
     asm volatile("bar.sync %0, %1;" ::"r"(worker + 1), "n"(128 * WORKERS) : "memory");
@@ -73,73 +47,6 @@ __device__ __forceinline__ void turn_wait(int worker) {
 
 __device__ __forceinline__ void turn_give(int worker) {
     asm volatile("bar.arrive %0, %1;" ::"r"(worker + 1), "n"(128 * WORKERS) : "memory");
-}
-
-// A ring's place and its pass: parity 0 is the first to be filled.
-struct Place {
-    u32 stage = 0, parity = 0;
-    template <int COUNT> __device__ __forceinline__ void advance() {
-        if (++stage == COUNT) stage = 0, parity ^= 1;
-    }
-};
-
-// ---- the tensor cores ----
-
-#if HALF
-#define TYPES ".f32.f16.f16"
-#else
-#define TYPES ".f32.bf16.bf16"
-#endif
-
-#define REGISTERS_16(a, i) \
-    "+f"(a[i]), "+f"(a[i + 1]), "+f"(a[i + 2]), "+f"(a[i + 3]), "+f"(a[i + 4]), "+f"(a[i + 5]), "+f"(a[i + 6]), \
-    "+f"(a[i + 7]), "+f"(a[i + 8]), "+f"(a[i + 9]), "+f"(a[i + 10]), "+f"(a[i + 11]), "+f"(a[i + 12]), \
-    "+f"(a[i + 13]), "+f"(a[i + 14]), "+f"(a[i + 15])
-#define NAMES_32 \
-    "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28," \
-    "%29,%30,%31"
-#define NAMES_48 NAMES_32 ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47"
-#define NAMES_64 NAMES_48 ",%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
-#define NAMES_128 \
-    NAMES_64 ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,%85,%86,%87," \
-    "%88,%89,%90,%91,%92,%93,%94,%95,%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110," \
-    "%111,%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
-#define LIST_32(a) REGISTERS_16(a, 0), REGISTERS_16(a, 16)
-#define LIST_48(a) LIST_32(a), REGISTERS_16(a, 32)
-#define LIST_64(a) LIST_48(a), REGISTERS_16(a, 48)
-#define LIST_128(a) \
-    LIST_64(a), REGISTERS_16(a, 64), REGISTERS_16(a, 80), REGISTERS_16(a, 96), REGISTERS_16(a, 112)
-
-// sums[64 x N] (+)= a[64 x 16] * b[16 x N], both in shared memory, 16 neighbours of the inner dimension in a row.
-// sums[64 x N] += weights[64 x 16] * b[16 x N], b in shared memory, N neighbours in rows of 64.
-#define MULTIPLY(N, COUNT, A, B, KEPT, W0, W1, W2, W3, V) \
-    __device__ __forceinline__ void multiply(float (&sums)[COUNT], u64 a, u64 b, int kept) { \
-        asm volatile("{\n.reg .pred kept;\nsetp.ne.b32 kept, " KEPT ", 0;\n" \
-                     "wgmma.mma_async.sync.aligned.m64n" #N "k16" TYPES " {" NAMES_##COUNT "}, " A ", " B \
-                     ", kept, 1, 1, 0, 0;\n}" \
-                     : LIST_##COUNT(sums) : "l"(a), "l"(b), "r"(kept)); \
-    } \
-    __device__ __forceinline__ void multiply_add(float (&sums)[COUNT], u32 w0, u32 w1, u32 w2, u32 w3, u64 b) { \
-        asm volatile("wgmma.mma_async.sync.aligned.m64n" #N "k16" TYPES " {" NAMES_##COUNT "}, {" W0 "," W1 "," W2 \
-                     "," W3 "}, " V ", 1, 1, 1, 1;" \
-                     : LIST_##COUNT(sums) : "r"(w0), "r"(w1), "r"(w2), "r"(w3), "l"(b)); \
-    }
-
-MULTIPLY(64, 32, "%32", "%33", "%34", "%32", "%33", "%34", "%35", "%36")
-MULTIPLY(96, 48, "%48", "%49", "%50", "%48", "%49", "%50", "%51", "%52")
-MULTIPLY(128, 64, "%64", "%65", "%66", "%64", "%65", "%66", "%67", "%68")
-MULTIPLY(256, 128, "%128", "%129", "%130", "%128", "%129", "%130", "%131", "%132")
-
-__device__ __forceinline__ void products_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-__device__ __forceinline__ void products_end() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-template <int LATER> __device__ __forceinline__ void products_wait() {
-    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(LATER) : "memory");
-}
-
-// Nothing of these registers is read or written across this point.
-template <int COUNT> __device__ __forceinline__ void pin(float (&values)[COUNT]) {
-#pragma unroll
-    for (int i = 0; i < COUNT; i++) asm volatile("" : "+f"(values[i])::"memory");
 }
 
 // The compiler would wait for products as early as it can, and make weights when the tensor cores are through. So here
@@ -151,13 +58,6 @@ __device__ __forceinline__ void finish(float sum, u32 never) {
         "setp.lt.f32 p, %0, 0f00000000;\n"
         "@p st.volatile.shared.f32 [%1], %0;\n"
         "}" ::"f"(sum), "r"(never) : "memory");
-}
-
-// Rows of 128 swizzled bytes, 8 of them (1024 bytes) after the other; `apart`: bytes between groups of 64 columns,
-// where rows run along the outer dimension.
-__device__ __forceinline__ u64 described(u32 shared, u32 apart) {
-    return static_cast<u64>(shared >> 4) | static_cast<u64>(apart >> 4) << 16 | static_cast<u64>(1024 >> 4) << 32 |
-           1ull << 62;
 }
 
 // scores[64 x TOKENS] = queries * keys
@@ -449,7 +349,7 @@ __device__ __forceinline__ void copy_tiles(
         wait(shared_address(&shared.queries_done[query_place.stage]), query_place.parity ^ 1);
         copy_queries(in, work, copier, queries + query_place.stage * QUERY_BYTES);
         arrive_with_copies(shared_address(&shared.queries_there[query_place.stage]));
-        query_place.advance<QUERIES>();
+        query_place.advance(QUERIES);
         __syncwarp();
 
         // The keys of a block go with the values of the block before.
@@ -462,7 +362,7 @@ __device__ __forceinline__ void copy_tiles(
                 if (left >= TOKENS) copy_block<true>(to, in.key_pool + own, now, in.token_stride, copier, left);
                 else copy_block<false>(to, in.key_pool + own, now, in.token_stride, copier, left);
                 arrive_with_copies(shared_address(&shared.keys_there[key_place.stage]));
-                key_place.advance<STAGES>();
+                key_place.advance(STAGES);
             }
             // Who reads the slot's last work has long done so: the rings hold no more than the blocks of three tiles.
             if (first && block == span.end - 1) tell(turn + 1);
@@ -474,7 +374,7 @@ __device__ __forceinline__ void copy_tiles(
                 if (left >= TOKENS) copy_block<true>(to, in.value_pool + own, before, in.token_stride, copier, left);
                 else copy_block<false>(to, in.value_pool + own, before, in.token_stride, copier, left);
                 arrive_with_copies(shared_address(&shared.values_there[value_place.stage]));
-                value_place.advance<STAGES>();
+                value_place.advance(STAGES);
             }
             before = now;
             now = then;
@@ -483,23 +383,6 @@ __device__ __forceinline__ void copy_tiles(
     if (first && atomicAdd(counter + 1, 1) == static_cast<int>(gridDim.x) - 1) {  // the last one; leave it as it was
         counter[0] = 0;
         counter[1] = 0;
-    }
-}
-
-// Four lanes hold words of 4 chunks of 16 bytes; each lane gets a whole chunk.
-__device__ __forceinline__ void gather_chunks(u32 (&words)[4]) {
-    const bool odd = threadIdx.x & 1, high = threadIdx.x & 2;
-#pragma unroll
-    for (int i = 0; i < 4; i += 2) {
-        u32 got = __shfl_xor_sync(~0u, odd ? words[i] : words[i + 1], 1);
-        if (odd) words[i] = got;
-        else words[i + 1] = got;
-    }
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-        u32 got = __shfl_xor_sync(~0u, high ? words[i] : words[i + 2], 2);
-        if (high) words[i] = got;
-        else words[i + 2] = got;
     }
 }
 
@@ -564,7 +447,7 @@ __device__ __forceinline__ void multiply_tiles(
 
         wait(shared_address(&shared.queries_there[query_place.stage]), query_place.parity);
         wait(shared_address(&shared.keys_there[key_place.stage]), key_place.parity);
-        show_tensor_cores();
+        show_shared();
         pin(scores);
         products_begin();
         multiply_keys(scores, query_rows, described(keys + key_place.stage * BLOCK_BYTES, 16));
@@ -572,7 +455,7 @@ __device__ __forceinline__ void multiply_tiles(
         products_wait<0>();
         pin(scores);
         if (teller) arrive(shared_address(&shared.keys_done[key_place.stage]));
-        key_place.advance<STAGES>();
+        key_place.advance(STAGES);
         masked(span.end - 1);
         rows.weigh(scores, factor, in.scale);
         narrow(scores, weights);
@@ -580,7 +463,7 @@ __device__ __forceinline__ void multiply_tiles(
         for (int block = span.end - 2; block >= span.begin; block--) {
             wait(shared_address(&shared.keys_there[key_place.stage]), key_place.parity);
             wait(shared_address(&shared.values_there[value_place.stage]), value_place.parity);
-            show_tensor_cores();
+            show_shared();
             turn_wait(worker);
             pin(scores);
             pin(sums);
@@ -593,14 +476,14 @@ __device__ __forceinline__ void multiply_tiles(
             products_wait<1>();
             pin(scores);
             if (teller) arrive(shared_address(&shared.keys_done[key_place.stage]));
-            key_place.advance<STAGES>();
+            key_place.advance(STAGES);
             masked(block);
             rows.weigh(scores, factor, in.scale);
             finish(rows.sum[0] + rows.sum[1], shared_address(&shared.never));
             products_wait<0>();
             pin(sums);
             if (teller) arrive(shared_address(&shared.values_done[value_place.stage]));
-            value_place.advance<STAGES>();
+            value_place.advance(STAGES);
             narrow(scores, weights);
             if (__any_sync(~0u, factor[0] != 1.f || factor[1] != 1.f)) {  // seldom, once much has been seen
 #pragma unroll
@@ -608,10 +491,10 @@ __device__ __forceinline__ void multiply_tiles(
             }
         }
         if (teller) arrive(shared_address(&shared.queries_done[query_place.stage]));
-        query_place.advance<QUERIES>();
+        query_place.advance(QUERIES);
 
         wait(shared_address(&shared.values_there[value_place.stage]), value_place.parity);
-        show_tensor_cores();
+        show_shared();
         pin(sums);
         products_begin();
         multiply_values(sums, weights, described(values + value_place.stage * BLOCK_BYTES, TOKENS * 128));
@@ -619,7 +502,7 @@ __device__ __forceinline__ void multiply_tiles(
         products_wait<0>();
         pin(sums);
         if (teller) arrive(shared_address(&shared.values_done[value_place.stage]));
-        value_place.advance<STAGES>();
+        value_place.advance(STAGES);
         write_sums(in, work, sums, rows, query_row);
     }
     if (worker == 0) turn_wait(0);  // for the last turn that was given
@@ -646,19 +529,19 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) prefill_attention(
             prepare(shared_address(&shared.values_there[i]), 128);
             prepare(shared_address(&shared.values_done[i]), 4 * WORKERS);
         }
-        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+        show_barriers();
     }
     wait_for_previous_kernel();
     shared.line.build(row_starts, contexts, rows, kv_heads);
 
-    const u32 queries = (shared_address(dynamic) + 1023) & ~1023u;
+    const u32 queries = swizzled_rows(dynamic);
     const u32 keys = queries + QUERIES * QUERY_BYTES, values = keys + STAGES * BLOCK_BYTES;
     const int warpgroup = __shfl_sync(~0u, threadIdx.x / 128, 0);
     if (warpgroup == 0) {
-        asm volatile("setmaxnreg.dec.sync.aligned.u32 88;");
+        leave_registers<88>();
         copy_tiles(in, shared, queries, keys, values, counter);
     } else {
-        asm volatile("setmaxnreg.inc.sync.aligned.u32 208;");
+        take_registers<208>();
         multiply_tiles(in, shared, queries, keys, values, warpgroup - 1);
     }
 }

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from gpu.paged_attention.source import DTYPES, HEAD_DIMS, Heads, check_served
-from gpu.source import Constants, Source
+from gpu.source import HOPPER, Constants, Source
 
 GRANULE = 16  # tokens that surely lie in one block of the pool
 QUERY_ROWS = 128  # (token, head of the group), of a tile
@@ -36,7 +36,7 @@ SOURCE = Source(
             (256, 0, 2, 64, 1),
         )
     ),
-    shared=(Path(__file__).parents[1] / "common.cuh",),
+    shared=HOPPER,
     architectures=("sm_90a",),
 )
 

@@ -6,7 +6,7 @@ from math import gcd
 from pathlib import Path
 
 from gpu.elements import ACCESS_BYTES, DTYPES, ELEMENTS
-from gpu.source import Constants, Source
+from gpu.source import BASE, Constants, Source
 
 WARP = 32
 HEADS = ((64, 32), (96, 48), (128, 64), (256, 128), (128, 32), (80, 10))  # (head_dim, pairs) worth compiling
@@ -26,5 +26,5 @@ SOURCE = Source(
     variants=tuple(
         constants(number, dtype.itemsize, *shape) for dtype, number in DTYPES.items() for shape in HEADS
     ),
-    shared=(ELEMENTS,),
+    shared=(BASE, ELEMENTS),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gpu.source import Source
+from gpu.source import COMMON, Source
 
 MOST_VOCAB = 1 << 18  # so many weights of 2**44 sum up to less than 2**63
 PEAK_THREADS, PEAK_BLOCKS = 256, 8  # of the kernel that looks for the greatest logits; on a multiprocessor
@@ -17,7 +17,7 @@ SOURCE = Source(
     Path(__file__).with_name("kernel.cu"),
     functions=("sample_peaks", "sample_draw"),
     variants=({},),
-    shared=(Path(__file__).parents[1] / "common.cuh",),
+    shared=COMMON,
 )
 
 

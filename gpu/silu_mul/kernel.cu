@@ -3,14 +3,6 @@
 constexpr int WIDTH = 16 / sizeof(Element);
 typedef Chunk<WIDTH> Wide;
 
-// x / (1 + exp(-x)) in two instructions of the special function unit and no branch; exact to 2e-6 up to |x| = 20.
-__device__ __forceinline__ float silu(float x) {
-    float power, inverse;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x * -1.4426950408889634f));
-    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(1.0f + power));
-    return x * inverse;
-}
-
 // Strides are in elements; a row has `chunks`, whose blocks lie along y.
 extern "C" __global__ void __launch_bounds__(256) silu_mul(
     const Element* gate, const Element* up, Element* out, int chunks, int gate_stride, int up_stride, int out_stride
