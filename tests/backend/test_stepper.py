@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import fields
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
 import torch
 
 from gpu.table import REFERENCE, Ops
+from tokenspeed.backend import graphs as graphs_module
 from tokenspeed.backend.graphs import REST, Agenda, Graph, Graphs, _replay_of, decode_shapes
 from tokenspeed.backend.packing import Columns, columns_of
 from tokenspeed.backend.results import SOURCE_FAILED
@@ -347,6 +351,62 @@ def test_capturing_rests_while_steps_run_and_only_then() -> None:
     agenda.ask(Shape(1, 1, 1), 5.0, missing=False)
     assert agenda.rest(0.02, now=5.05) == REST * 0.02
     assert agenda.rest(0.02, now=6.0) == 0.0
+
+
+@pytest.fixture
+def make_graphs(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Shape], None]], Graphs]:
+    """Make graphs whose captures are calls, on the thread that they are captured on."""
+    for name in ("device", "stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda what: nullcontext())
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: SimpleNamespace(synchronize=lambda: None))
+    monkeypatch.setattr(graphs_module, "Driver", lambda device: None)
+
+    def make(capture: Callable[[Shape], None]) -> Graphs:
+        made = Graphs(32, 64, 1000, lambda shape: None, lambda tokens: None, device=CPU, budget_bytes=1)
+
+        def captured(shape: Shape, driver: None) -> None:
+            capture(shape)
+            made._graphs[shape] = Graph(shape, lambda: None)
+
+        monkeypatch.setattr(made, "_capture", captured)
+        return made
+
+    return make
+
+
+def test_the_thread_captures_every_shape_and_those_first_that_steps_ask_for(
+    make_graphs: Callable[[Callable[[Shape], None]], Graphs],
+) -> None:
+    captured: list[Shape] = []
+
+    def capture(shape: Shape) -> None:
+        if not captured:  # a step comes amid the first
+            assert graphs.decode(20, 5000) is None
+        captured.append(shape)
+
+    graphs = make_graphs(capture)
+    graphs.start()
+    graphs.wait()
+    assert set(captured) == set(graphs.shapes)
+    assert len(captured) == len(graphs) == len(graphs.shapes)
+    assert captured[1] == graphs.decode(20, 5000).shape
+
+
+def test_closing_ends_a_rest_amid_captures(
+    make_graphs: Callable[[Callable[[Shape], None]], Graphs], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = threading.Event()
+    monkeypatch.setattr(graphs_module, "REST", 1e9)  # for ever, once a step has run
+
+    def capture(shape: Shape) -> None:
+        graphs.decode(1, 1)
+        begun.set()
+
+    graphs = make_graphs(capture)
+    graphs.start()
+    assert begun.wait(30)
+    graphs.close()
+    assert len(graphs) == 1
 
 
 def test_a_step_without_a_graph_asks_for_the_one_that_it_would_have_had() -> None:
