@@ -90,7 +90,7 @@ class DeviceMetrics(Collector):
         yield histogram(
             "step_light_ratio",
             "The least time that a step could take that only decodes, reading weights and keys once at that "
-            "rate, over the time that it took",
+            "rate, over the time that it took; above 1 where kernels read faster than what was measured",
             self._light,
         )
 

@@ -15,12 +15,11 @@ from gpu.paged_attention.source import TILE, Heads
 from gpu.table import REFERENCE, DecodeAttention, GatedLinear, Ops
 from tokenspeed.errors import ModelError
 from tokenspeed.model.cuda.network import ATTENDED_AT_ONCE, RESIDUAL, Bounds
-from tokenspeed.model.cuda.products import ByRows, ManyRows, Products
+from tokenspeed.model.cuda.products import BATCH_ROWS, ByRows, ManyRows, Products
 from tokenspeed.model.options import KernelOptions
 from tokenspeed.model.spec import ModelSpec
 
 FEW_ROWS = 16
-BATCH_ROWS = 128
 CAPTURABLE = ("cupy", "numba")  # the others ask the device for the lengths of rows
 
 

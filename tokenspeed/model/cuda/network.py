@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gpu.table import Ops
 from tokenspeed.errors import ModelError
-from tokenspeed.model.cuda.products import Products, add_product, multiply
+from tokenspeed.model.cuda.products import BATCH_ROWS, Products, add_product, multiply
 from tokenspeed.model.cuda.staging import StepTensors
 from tokenspeed.model.cuda.weights import PlacedLayer, PlacedWeights
 from tokenspeed.model.spec import ModelSpec
@@ -345,4 +345,5 @@ def workspace_bytes(spec: ModelSpec, bounds: Bounds, block_size: int, dtype: tor
     # Of a row its table, and what the last layer has of its last token.
     row = 4 * (3 + -(-bounds.context // block_size))
     row += spec.heads * spec.head_dim * dtype.itemsize + RESIDUAL.itemsize * spec.hidden_size
-    return bounds.tokens * token + bounds.logits * logit + (bounds.rows + PADDED_ROWS) * row
+    batch = BATCH_ROWS * spec.hidden_size * dtype.itemsize  # normalised as well
+    return bounds.tokens * token + bounds.logits * logit + (bounds.rows + PADDED_ROWS) * row + batch

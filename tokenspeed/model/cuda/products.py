@@ -10,6 +10,8 @@ from torch import Tensor
 
 from gpu.table import Ops
 
+BATCH_ROWS = 128  # of a batch that decodes, for which there are products of their own
+
 
 class Products(Protocol):
     """What a layer multiplies. Matrices are [out, in]; a bias may be None. What is normalised, and what is
