@@ -15,6 +15,7 @@ import pytest
 
 from tokenspeed.backend.cuda import CudaBackend
 from tokenspeed.backend.marks import HostMark
+from tokenspeed.backend.results import SOURCE_FAILED
 from tokenspeed.backend.stepper import Begun, Stepper
 from tokenspeed.core.plan import Capacity, Draw, Row, StepPlan, StepResult
 from tokenspeed.core.request import Sampling
@@ -62,6 +63,9 @@ class Device:
     def end(self, begun: Begun) -> StepResult:
         self.threads.add(threading.current_thread())
         return self.stepper.end(begun)
+
+    def drop(self, begun: Begun) -> None:
+        self.stepper.drop(begun)
 
     def check(self) -> None:
         if self.lost:
@@ -130,6 +134,21 @@ async def test_a_step_that_fails_is_the_only_one_to_fail(
     assert not isinstance(caught.value, DeviceLostError)
     assert "out of luck" in caplog.text
     assert tokens_of(await soon(after)) == tiny.continued(PROMPT, GREEDY, 1)
+
+
+async def test_steps_that_fail_leave_room_for_others_and_give_nothing_to_the_ones_behind(
+    tiny: Any, device: Device, backend: CudaBackend
+) -> None:
+    for number in range(1, 4):
+        device.faults[number] = RuntimeError("out of luck")
+        device.let_through(2)
+        failing, behind = backend.submit(first(number)), backend.submit(following(10 + number, 3))
+        with pytest.raises(EngineError, match="out of luck"):
+            await soon(failing)
+        (row,) = (await soon(behind)).rows
+        assert row.error == SOURCE_FAILED
+    device.let_through(1)
+    assert tokens_of(await soon(backend.submit(first()))) == tiny.continued(PROMPT, GREEDY, 1)
 
 
 async def test_a_device_that_is_lost_says_so(device: Device, backend: CudaBackend) -> None:

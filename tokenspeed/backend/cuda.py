@@ -97,7 +97,9 @@ class CudaBackend:
     def _settle(self, waiting: _Waiting, failed: Exception | None) -> None:
         """Read what the step gave; in the loop."""
         result: StepResult | None = None
-        if failed is None:
+        if failed is not None:
+            self.stepper.drop(waiting.begun)
+        else:
             try:
                 result = self.stepper.end(waiting.begun)
             except Exception as error:

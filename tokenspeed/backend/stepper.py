@@ -161,6 +161,11 @@ class Stepper:
         )
         return StepResult(tuple(results), begun.ended.since(begun.started), self._idle(begun))
 
+    def drop(self, begun: Begun) -> None:
+        """Forget a step whose end could not be waited for: it gave nothing, nor to the step behind it."""
+        self._in_flight -= 1
+        self._failed = frozenset(range(len(begun.plan.rows)))
+
     @torch.inference_mode()
     def warm_up(self) -> None:
         """Run a step that decodes and some that prefill, so that libraries choose and load what they need.
