@@ -250,6 +250,22 @@ async def test_a_ping_on_its_way_is_not_overtaken():
     assert sent == [None, b": ping\n\n", b"data: 1\n\n", b""]
 
 
+async def test_an_end_that_waits_for_a_slow_client_is_not_cut_off_by_a_ping():
+    sent = []
+
+    async def send(message):
+        if message.get("body") == b"":
+            await asyncio.sleep(0.05)  # a few times the ping's turn
+        sent.append(message.get("body"))
+
+    async def events():
+        yield b"data: 1\n\n"
+
+    stream = EventStream(events(), headers={}, ping_seconds=0.01, close=lambda: None)
+    await stream({"type": "http", "method": "POST"}, asyncio.Event().wait, send)
+    assert sent == [None, b"data: 1\n\n", b""]
+
+
 @pytest.mark.parametrize("name", ["__call__", "_stream_response", "_ping"])
 def test_the_parts_of_sse_starlette_that_are_replaced_are_there(name):
     assert getattr(EventSourceResponse, name) is not getattr(EventStream, name)

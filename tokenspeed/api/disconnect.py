@@ -19,7 +19,7 @@ async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
     The request's body must have been read.
     """
     task = asyncio.create_task(work)
-    watch = asyncio.create_task(_gone(receive))
+    watch = asyncio.create_task(gone(receive))
     try:
         await asyncio.wait((task, watch), return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
@@ -31,6 +31,7 @@ async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
         await asyncio.gather(task, watch, return_exceptions=True)
 
 
-async def _gone(receive: Receive) -> None:
+async def gone(receive: Receive) -> None:
+    """Until the client is; its request's body must have been read."""
     while (await receive())["type"] != "http.disconnect":
         pass

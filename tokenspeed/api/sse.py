@@ -1,10 +1,10 @@
 """Server-sent events of bytes that are ready to send, on top of sse-starlette.
 
-The base class sets the headers and watches for a client that vanishes, also while no event comes. Three of
-its parts are replaced: it encodes and locks for every event, which costs more than the event itself; it
-pings every so often, not after silence; and it begins four tasks in a group of anyio's, which took a third of
-all that a request takes the loop, one of them to cut every stream when the process is asked to stop, where
-this server lets them end (`drain_seconds`).
+The base class sets the headers. The rest of it is replaced: it encodes and locks for every event, which costs
+more than the event itself; it pings every so often, not after silence; what watches the client, or pings, may
+cut off the end of a stream; and it begins four tasks in a group of anyio's, which took a third of all that a
+request takes the loop, one of them to cut every stream when the process is asked to stop, where this server
+lets them end (`drain_seconds`).
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from typing import Any
 
 from sse_starlette.sse import EventSourceResponse
 from starlette.types import Receive, Scope, Send
+
+from tokenspeed.api.disconnect import gone
 
 DONE = b"data: [DONE]\n\n"
 PING = b": ping\n\n"
@@ -46,9 +48,7 @@ class EventStream(EventSourceResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._send_body = scope.get(DIRECT_SEND, send)
         try:
-            await _first_ended(
-                self._stream_response(send), self._listen_for_disconnect(receive), self._ping(send)
-            )
+            await _first_ended(self._stream_response(send), gone(receive), self._ping(send))
         finally:
             self._close()
 
@@ -70,7 +70,7 @@ class EventStream(EventSourceResponse):
 
     async def _ping(self, send: Send) -> None:
         time = asyncio.get_running_loop().time
-        while self.active:
+        while True:  # were it to end by itself, it would cut off an end that waits for a slow client
             await asyncio.sleep(self._last_sent + self.ping_interval - time())
             if time() - self._last_sent < self.ping_interval:
                 continue
