@@ -4,6 +4,9 @@
 #ifndef HALF
 #define HALF 0
 #endif
+#ifndef WIDE_OUT
+#define WIDE_OUT 0
+#endif
 
 typedef unsigned short Element;
 typedef unsigned int Word;            // two elements
@@ -70,6 +73,17 @@ DEVICE Element to_element(float value) {
 #endif
     return narrow;
 }
+
+// What results are written as: WIDE_OUT makes them float32.
+#if WIDE_OUT
+typedef float Output;
+DEVICE float widened(float value) { return value; }
+DEVICE float narrowed(float value) { return value; }
+#else
+typedef Element Output;
+DEVICE float widened(Element value) { return to_float(value); }
+DEVICE Element narrowed(float value) { return to_element(value); }
+#endif
 
 // Two elements, `low` in the lower half.
 DEVICE Word to_elements(float low, float high) {

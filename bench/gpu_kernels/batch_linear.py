@@ -15,10 +15,11 @@ from torch import Tensor
 
 from bench.gpu_kernels.layer import SHAPES, Shape
 from bench.gpu_kernels.timing import microseconds
-from gpu.batch_linear.cupy_kernel import BatchLinear, BatchProducts
+from gpu.batch_linear.cupy_kernel import BatchLinear, BatchMatrices
 from gpu.linear.source import Form, Into
 from gpu.rms_norm.cupy_kernel import RmsNorm
 from gpu.silu_mul.cupy_kernel import SiluMul
+from tokenspeed.model.cuda.products import AfterNorm
 
 CEILING = 4.67e12  # bytes a second that an H200 reads in 16-byte loads
 CHAIN_BYTES = 450_000_000  # of different weights in a graph, nine times the L2
@@ -94,8 +95,9 @@ class _Layers:
         self.normed, self.qkv = _drawn(rows, shape.hidden), _drawn(rows, shape.weights[0][0])
         self.attended = _drawn(rows, shape.heads * shape.head_dim)
         self.both, self.inside = _drawn(rows, 2 * shape.intermediate), _drawn(rows, shape.intermediate)
-        self.products = BatchProducts(DTYPE, EPS, hidden=shape.hidden, wide=True)
         self.rms_norm, self.silu_mul = RmsNorm(DTYPE), SiluMul(DTYPE)
+        matrices = BatchMatrices(DTYPE, wide=True)
+        self.products = AfterNorm(matrices, self.rms_norm.enqueue, EPS, self.normed)
 
     def ours(self, layer: int) -> None:
         qkv, o, up, down = self.weights[layer]

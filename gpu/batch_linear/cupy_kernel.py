@@ -9,11 +9,10 @@ from torch import Tensor
 
 from gpu.batch_linear.source import BOX_INPUTS, FORMS, ROWS, SOURCE, Layout, Plan, planned
 from gpu.launch import Kernels
+from gpu.linear.checks import require
 from gpu.linear.source import Form, Into
-from gpu.rms_norm.cupy_kernel import RmsNorm
 from gpu.tensor_maps import tensor_map
 
-ALIGNED = 16  # bytes, at which tensors begin
 STATIC_BYTES = 512  # of a block's shared memory, at most, besides the ring and the sums
 PROMOTED = 128  # bytes that the L2 fetches at once: two boxes side by side are asked for anyway
 MORE = 4  # stages that are brought to the L2 while a kernel waits
@@ -83,7 +82,7 @@ class BatchLinear:
     @staticmethod
     def supports(rows: int, inputs: int) -> bool:
         """Whether so many rows of so many inputs can be multiplied here."""
-        return 1 <= rows <= ROWS and inputs % 8 == 0
+        return _refused_size(rows, inputs) is None
 
     def prepare(self, inputs: int, outputs: int) -> Product:
         """Compile what multiplies a matrix of this shape. Threads may race: one of them is in vain."""
@@ -108,41 +107,31 @@ class BatchLinear:
 
     def _check(self, x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
         rows, (sums, inputs) = x.shape[0], weight.shape
-        if not 1 <= rows <= ROWS:
-            raise ValueError(f"batch_linear takes 1..{ROWS} rows, not {rows}: use the reference for more")
-        if inputs % 8:
-            raise ValueError(
-                f"batch_linear reads 8 inputs at once, and {inputs} is no multiple: use the reference"
-            )
+        if refused := _refused_size(rows, inputs):
+            raise ValueError(refused)
         outputs = sums // 2 if self.form.into is Into.GATED else sums
         wide = torch.float32 if self.form.wide_out else self.dtype
-        _require("x", x, (rows, inputs), self.dtype)
-        _require("weight", weight, (sums, inputs), self.dtype)
-        _require("out", out, (rows, outputs), wide)
+        require("batch_linear", "x", x, (rows, inputs), self.dtype)
+        require("batch_linear", "weight", weight, (sums, inputs), self.dtype)
+        require("batch_linear", "out", out, (rows, outputs), wide)
         if bias is not None:
-            _require("bias", bias, (sums,), self.dtype)
+            require("batch_linear", "bias", bias, (sums,), self.dtype)
 
 
-class BatchProducts:
-    """All products of a decoder for up to 128 rows, a norm by its own kernel; nothing is checked."""
+class BatchMatrices:
+    """Up to 128 rows through all matrices of a decoder; nothing is checked."""
 
-    most_rows = ROWS
-
-    def __init__(self, dtype: torch.dtype, eps: float, *, hidden: int, wide: bool = False) -> None:
-        """`eps` is that of the norms; `wide`: the rows that are normalised and added to are float32.
-
-        Takes the workspace for normalised rows of `hidden` elements: one call at a time.
-        """
-        self._eps = eps
-        self._normed = torch.empty(ROWS, hidden, dtype=dtype, device="cuda")
-        self._norm = RmsNorm(dtype)
+    def __init__(self, dtype: torch.dtype, *, wide: bool = False) -> None:
+        """`wide`: the rows that are added to are float32."""
         self._plain, self._wide = BatchLinear(dtype), BatchLinear(dtype, Form(wide_out=True))
         self._gated = BatchLinear(dtype, Form(into=Into.GATED))
         self._adding = BatchLinear(dtype, Form(into=Into.ADDED, wide_out=wide))
 
-    def prepare(self, *, queries: int, qkv: int, inner: int, vocab: int) -> None:
-        """Compile, several at once, what multiplies a decoder's matrices with so many outputs of each."""
-        hidden = self._normed.shape[1]
+    def prepare(self, *, hidden: int, queries: int, qkv: int, inner: int, vocab: int) -> None:
+        """Compile, several at once, what multiplies matrices with so many outputs of each.
+
+        `ValueError` where one of them cannot be multiplied here.
+        """
         wanted = (
             (self._plain, hidden, qkv),
             (self._adding, queries, hidden),
@@ -150,37 +139,29 @@ class BatchProducts:
             (self._adding, inner, hidden),
             (self._wide, hidden, vocab),
         )
+        for _, inputs, _ in wanted:
+            if refused := _refused_size(ROWS, inputs):
+                raise ValueError(refused)
         with ThreadPoolExecutor(len(wanted)) as pool:
             for done in [pool.submit(op.prepare, *shape) for op, *shape in wanted]:
                 done.result()
 
-    def norm_linear(self, x: Tensor, norm: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
-        """out = rms_norm(x, norm) @ weight.T + bias; out may be float32."""
-        op = self._plain if out.dtype == norm.dtype else self._wide
-        op.enqueue(self._normalised(x, norm), weight, bias, out)
+    def multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
+        """out = x @ weight.T + bias; out may be float32."""
+        (self._plain if out.dtype == x.dtype else self._wide).enqueue(x, weight, bias, out)
 
-    def norm_gated(self, x: Tensor, norm: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
-        """out = silu(gate) * up, of rms_norm(x, norm) @ weight.T + bias = [gate, up]."""
-        self._gated.enqueue(self._normalised(x, norm), weight, bias, out)
+    def gate(self, x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
+        """out = silu(gate) * up, of x @ weight.T + bias = [gate, up]."""
+        self._gated.enqueue(x, weight, bias, out)
 
-    def add_linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
+    def add(self, x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
         """out += x @ weight.T + bias."""
         self._adding.enqueue(x, weight, bias, out)
 
-    def _normalised(self, x: Tensor, norm: Tensor) -> Tensor:
-        normed = self._normed[: x.shape[0]]
-        self._norm.enqueue(x, norm, self._eps, normed)
-        return normed
 
-
-def _require(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    if tensor.dtype != dtype:
-        raise ValueError(
-            f"batch_linear was compiled for {name} in {dtype}, not {tensor.dtype}: make one for that"
-        )
-    if tensor.shape != shape:
-        raise ValueError(f"batch_linear got {name} {list(tensor.shape)}: make it {list(shape)}")
-    if not tensor.is_contiguous():
-        raise ValueError(f"batch_linear takes a contiguous {name}: copy it first")
-    if tensor.data_ptr() % ALIGNED:
-        raise ValueError(f"batch_linear takes {name} at a multiple of {ALIGNED} bytes: copy it first")
+def _refused_size(rows: int, inputs: int) -> str | None:
+    if not 1 <= rows <= ROWS:
+        return f"batch_linear takes 1..{ROWS} rows, not {rows}: use the reference for more"
+    if inputs % 8:
+        return f"batch_linear reads 8 inputs at once, and {inputs} is no multiple: use the reference"
+    return None

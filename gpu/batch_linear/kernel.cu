@@ -21,9 +21,6 @@
 #ifndef INTO
 #define INTO 0
 #endif
-#ifndef WIDE_OUT
-#define WIDE_OUT 0
-#endif
 
 constexpr bool ADDING = INTO == 1, GATED = INTO == 2;
 constexpr int OWN = GATED ? WIDTH / 2 : WIDTH;    // outputs of a tile, and rows of the matrix that are copied at once
@@ -50,16 +47,6 @@ struct Shared {
     unsigned long long there[MOST_STAGES], done[MOST_STAGES];  // a stage is copied; it is multiplied
     unsigned long long landed;                                 // all sums that this block adds up
 };
-
-#if WIDE_OUT
-typedef float Output;
-DEVICE float widened(float value) { return value; }
-DEVICE float narrowed(float value) { return value; }
-#else
-typedef Element Output;
-DEVICE float widened(Element value) { return to_float(value); }
-DEVICE Element narrowed(float value) { return to_element(value); }
-#endif
 
 template <int COUNT> struct alignas(COUNT * sizeof(Output)) Run { Output at[COUNT]; };  // neighbouring outputs
 

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from gpu.gated_linear.source import BLOCK_ROWS, CLUSTER, DEPTH, PLANS, SOURCE, THREADS, Plan, pays, planned
 from gpu.launch import Kernels
+from gpu.linear.checks import require
 from gpu.tensor_maps import tensor_map
 
-ALIGNED = 16  # bytes, at which tensors begin
 EIGHT = 8  # inputs and outputs come in eights
 DTYPES = (torch.bfloat16, torch.float16)
 
@@ -83,15 +83,7 @@ class GatedLinear:
             "bias": (sums,),
         }
         for name, tensor in given.items():
-            if tensor.dtype != self.dtype or tensor.shape != shapes[name]:
-                raise ValueError(
-                    f"gated_linear got {name} {tensor.dtype}{list(tensor.shape)}:"
-                    f" make it {self.dtype}{list(shapes[name])}"
-                )
-            if not tensor.is_contiguous() or tensor.data_ptr() % ALIGNED:
-                raise ValueError(
-                    f"gated_linear takes a contiguous {name}, aligned to {ALIGNED} bytes: copy it first"
-                )
+            require("gated_linear", name, tensor, shapes[name], self.dtype)
 
 
 def _served(inputs: int, outputs: int) -> bool:

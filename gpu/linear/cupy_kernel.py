@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from gpu.launch import Kernels
+from gpu.linear.checks import require
 from gpu.linear.source import LONE, SOURCE, Form, Into, Plan, planned
 
 ROWS = 16  # the most
-ALIGNED = 16  # bytes that are read at once
 STATIC_BYTES = 22 * 1024  # of a block's shared memory, at most, besides the ring and x
 SHARED_ALONE = 104 * 1024  # of it, besides what is static: with so much no two blocks share a multiprocessor
 REGISTERS = 65536  # of a multiprocessor
@@ -125,17 +125,17 @@ class FusedLinear:
         outputs = weight.shape[0] // 2 if gated else weight.shape[0]
         sums = 2 * outputs if gated else outputs
         wide, own = torch.float32, self.dtype
-        _require("x", x, (x.shape[0], weight.shape[1]), wide if form.wide_x else own)
-        _require("weight", weight, (sums, x.shape[1]), own)
-        _require("out", out, (x.shape[0], outputs), wide if form.wide_out else own)
+        require("linear", "x", x, (x.shape[0], weight.shape[1]), wide if form.wide_x else own)
+        require("linear", "weight", weight, (sums, x.shape[1]), own)
+        require("linear", "out", out, (x.shape[0], outputs), wide if form.wide_out else own)
         if (norm is not None) != form.normed:
             raise ValueError(
                 f"linear was made for normed={form.normed}: pass a norm only to one that normalises"
             )
         if norm is not None:
-            _require("norm", norm, (x.shape[1],), own)
+            require("linear", "norm", norm, (x.shape[1],), own)
         if bias is not None:
-            _require("bias", bias, (sums,), own)
+            require("linear", "bias", bias, (sums,), own)
 
     def _choose(self, rows: int, inputs: int, outputs: int) -> Product:
         plan = planned(self.form, rows, inputs, outputs, self._multiprocessors)
@@ -236,14 +236,3 @@ def _warps_alone(registers: int) -> int:
     """
     warp = 32 * (-(-registers // 8) * 8)
     return REGISTERS // 2 // warp + 1
-
-
-def _require(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    if tensor.dtype != dtype:
-        raise ValueError(f"linear was compiled for {name} in {dtype}, not {tensor.dtype}: make one for that")
-    if tensor.shape != shape:
-        raise ValueError(f"linear got {name} {list(tensor.shape)}: make it {list(shape)}")
-    if not tensor.is_contiguous():
-        raise ValueError(f"linear in CUDA takes a contiguous {name}: copy it first")
-    if tensor.data_ptr() % ALIGNED:
-        raise ValueError(f"linear in CUDA takes {name} at a multiple of {ALIGNED} bytes: copy it first")

@@ -34,9 +34,6 @@
 #ifndef WIDE_X
 #define WIDE_X 0
 #endif
-#ifndef WIDE_OUT
-#define WIDE_OUT 0
-#endif
 #ifndef HELD_X
 #define HELD_X NORMED  // x is in shared memory, not read again for each tile
 #endif
@@ -57,15 +54,6 @@ constexpr int THREADS = 32 * WARPS;
 typedef float Input;
 #else
 typedef Element Input;
-#endif
-#if WIDE_OUT
-typedef float Output;
-DEVICE float widened(float value) { return value; }
-DEVICE float narrowed(float value) { return value; }
-#else
-typedef Element Output;
-DEVICE float widened(Element value) { return to_float(value); }
-DEVICE Element narrowed(float value) { return to_element(value); }
 #endif
 
 DEVICE void widen(float (&wide)[8], const Eight& v) {

@@ -15,7 +15,7 @@ from tokenspeed.core.plan import Draw
 from tokenspeed.core.request import Sampling
 from tokenspeed.model.batch import Batch
 from tokenspeed.model.cuda.network import Bounds, Network, Shape
-from tokenspeed.model.cuda.products import ManyRows
+from tokenspeed.model.cuda.products import many_rows
 from tokenspeed.model.cuda.weights import empty, fill
 from tokenspeed.model.sampler import sample
 from tokenspeed.model.spec import ModelSpec, RopeSpec
@@ -128,7 +128,7 @@ def stepper_of(tiny: Tiny, bounds: Bounds, *, captures_draw: bool = True) -> Ste
     """On the CPU, with the plain operations, ready to serve."""
     spec, weights = tiny.spec, empty(tiny.spec, torch.float32, torch.device("cpu"))
     fill(weights, tiny.weights)
-    products = ManyRows(
+    products = many_rows(
         REFERENCE,
         tokens=bounds.tokens,
         hidden=spec.hidden_size,

@@ -12,9 +12,11 @@ pytest.importorskip("cupy")
 if not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0):
     pytest.skip("needs a CUDA device of capability 9.0", allow_module_level=True)
 
-from gpu.batch_linear.cupy_kernel import BatchLinear, BatchProducts, Product
+from gpu.batch_linear.cupy_kernel import BatchLinear, BatchMatrices, Product
 from gpu.batch_linear.source import FORMS, PLANS, Plan, planned
 from gpu.linear.source import Form, Into
+from gpu.rms_norm.cupy_kernel import RmsNorm
+from tokenspeed.model.cuda.products import AfterNorm
 
 pytestmark = pytest.mark.gpu
 
@@ -28,6 +30,11 @@ MODELS = [(6144, 4096), (4096, 4096), (14336, 4096), (4096, 14336), (4096, 1024)
 UGLY = [(1, 8), (257, 1544), (1000, 2056), (2113, 136), (6, 24)]  # outputs, inputs
 ROWS = (17, 32, 33, 64, 65, 100, 128)
 EPS = 1e-5
+
+
+def products_of(hidden: int, *, wide: bool) -> AfterNorm:
+    norm, workspace = RmsNorm(torch.bfloat16), torch.empty(128, hidden, device="cuda", dtype=torch.bfloat16)
+    return AfterNorm(BatchMatrices(torch.bfloat16, wide=wide), norm.enqueue, EPS, workspace)
 
 
 def drawn(*shape: int, dtype: torch.dtype) -> Tensor:
@@ -153,7 +160,7 @@ def test_a_captured_product_reads_its_inputs_at_each_replay() -> None:
 def test_layers_of_early_products_read_what_the_one_before_wrote(rows: int) -> None:
     """Normalised, gated and added to, many times over, as a decoder does."""
     dim, inner = 1024, 3072
-    products = BatchProducts(torch.bfloat16, EPS, hidden=dim, wide=True)
+    products = products_of(dim, wide=True)
     norm = drawn(dim, dtype=torch.bfloat16)
     layers = [
         (drawn(2 * inner, dim, dtype=torch.bfloat16) / 32, drawn(dim, inner, dtype=torch.bfloat16) / 55)
@@ -182,7 +189,7 @@ def test_layers_of_early_products_read_what_the_one_before_wrote(rows: int) -> N
 
 @pytest.mark.parametrize("wide", [False, True])
 def test_all_products_of_a_decoder(wide: bool) -> None:
-    products = BatchProducts(torch.bfloat16, EPS, hidden=1024, wide=wide)
+    products = products_of(1024, wide=wide)
     stream = torch.float32 if wide else torch.bfloat16
     norm = drawn(1024, dtype=torch.bfloat16)
     for rows in (17, 100):

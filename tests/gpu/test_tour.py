@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from gpu.batch_linear.reference import batch_linear
 from gpu.copy_blocks.reference import copy_blocks
 from gpu.gated_linear.reference import gated_linear
 from gpu.gather_ids.reference import gather_ids
@@ -47,7 +48,7 @@ def stands(reference: Callable[..., None]) -> Callable[..., Stand]:
 
 
 PRODUCTS: dict[str, Callable[..., Stand]] = {
-    "batch_linear": lambda _plan, _dtype, form: Stand(partial(tour.multiply_by_torch, form)),
+    "batch_linear": lambda _plan, _dtype, form: Stand(partial(batch_linear, form)),
     "gated_linear": stands(gated_linear),
     "linear": lambda _plan, _dtype, form: Stand(partial(tour.normalise_and_multiply_by_torch, form)),
 }

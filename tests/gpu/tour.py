@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gpu.batch_linear.reference import batch_linear
 from gpu.batch_linear.source import FORMS as BATCH_FORMS
 from gpu.batch_linear.source import Plan as Batch
 from gpu.copy_blocks.reference import copy_blocks
@@ -76,7 +77,7 @@ def tour_batch_linear() -> None:
         product._multiprocessors = 2  # so that a block walks over tiles
         for rows, inputs, outputs in ((1, 24, 6), (60, 2200, 100), (100, 2200, 100)):  # more than a ring has
             x, weight, bias, out = operands(form, dtype, rows, inputs, outputs)
-            agree(product, partial(multiply_by_torch, form), x, weight, bias, out)
+            agree(product, partial(batch_linear, form), x, weight, bias, out)
 
 
 def compiled(make: Callable[..., Any], made: Sequence[tuple[Any, ...]]) -> list[Any]:
@@ -95,10 +96,6 @@ def operands(form: Form, dtype: torch.dtype, rows: int, inputs: int, outputs: in
         drawn(sums, dtype=dtype),
         drawn(rows, outputs, dtype=stream) if form.into is Into.ADDED else out,
     )
-
-
-def multiply_by_torch(form: Form, x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
-    fused_linear(Form(into=form.into), x, weight, out, bias=bias)
 
 
 def tour_copy_blocks() -> None:
@@ -210,7 +207,7 @@ def normalise_and_multiply_by_torch(
     if norm is not None:
         scales = (wide.square().mean(-1, keepdim=True) + eps).rsqrt()
         wide = (wide * norm.float()).to(norm.dtype).float() * scales
-    multiply_by_torch(form, wide, weight, bias, out)
+    fused_linear(Form(into=form.into), wide, weight, out, bias=bias)
 
 
 def tour_paged_attention() -> None:

@@ -27,7 +27,7 @@ from gpu.table import REFERENCE
 from tokenspeed.model.batch import Batch, Decoder
 from tokenspeed.model.cpu.decoder import CpuDecoder
 from tokenspeed.model.cuda.network import Bounds, Network, Shape, block_bytes
-from tokenspeed.model.cuda.products import ManyRows
+from tokenspeed.model.cuda.products import many_rows
 from tokenspeed.model.cuda.staging import StepTensors
 from tokenspeed.model.cuda.weights import empty, fill
 from tokenspeed.model.loading import Model
@@ -121,7 +121,7 @@ class NetworkDecoder:
         weights = empty(spec, torch.float32, torch.device("cpu"))
         fill(weights, model.weights)
         bounds = Bounds(BLOCKS * BLOCK_SIZE, 4, BLOCKS * BLOCK_SIZE, BLOCKS * BLOCK_SIZE)
-        products = ManyRows(
+        products = many_rows(
             REFERENCE,
             tokens=bounds.tokens,
             hidden=spec.hidden_size,

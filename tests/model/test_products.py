@@ -12,7 +12,7 @@ from torch.nn.functional import silu
 from gpu.gated_linear.reference import gated_linear
 from gpu.gated_linear.source import BROAD, NARROW, pays, planned
 from gpu.table import REFERENCE
-from tokenspeed.model.cuda.products import ByRows, ManyRows
+from tokenspeed.model.cuda.products import AfterNorm, ByRows, many_rows
 
 HIDDEN, INNER, EPS = 24, 40, 1e-5
 H200 = 132  # multiprocessors
@@ -34,9 +34,9 @@ class Gated:
         gated_linear(x, weight, bias, out)
 
 
-def many(gated: Gated | None) -> ManyRows:
+def many(gated: Gated | None) -> AfterNorm:
     ops = replace(REFERENCE, gated_linear=gated)
-    return ManyRows(ops, tokens=9, hidden=HIDDEN, inner=INNER, eps=EPS, like=torch.empty(0))
+    return many_rows(ops, tokens=9, hidden=HIDDEN, inner=INNER, eps=EPS, like=torch.empty(0))
 
 
 @pytest.mark.parametrize("biased", [False, True])

@@ -23,8 +23,6 @@ EXACT = 8  # rows up to which every number has a graph of its own
 # Tokens of steps that prefill. Products go by 128 rows, so up to 64 more cost little; with more than 2,048
 # the device takes longer than launching does, even for small models.
 MIXED = (16, 32, *range(64, 2049, 64))
-
-
 # While steps run, the thread that captures rests nine times as long as each capture took: it holds the
 # interpreter, and every token of the first seconds would wait for it several times.
 REST = 9.0

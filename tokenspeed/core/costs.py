@@ -87,9 +87,8 @@ LEAST = 0.02  # of the prior, scaled to what was measured: no cost is ever taken
 OUTLIER = 3.0  # typical errors beyond which a step counts less, the further off the less
 EAGER = 32  # steps after which the coefficients are refitted less often
 REFIT_EVERY = 8
-SETTLED = (
-    512  # steps after which they are refitted less often still: that takes as long as planning a short step
-)
+# Steps after which they are refitted less often still: that takes as long as planning a short step.
+SETTLED = 512
 REFIT_SETTLED_EVERY = 32
 SWEEPS = 24
 PACE_STEP = 0.03  # how fast the prediction follows a device that slows down or speeds up as a whole

@@ -5,17 +5,18 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
 import torch
 
+from gpu.batch_linear.source import ROWS as BATCH_ROWS
 from gpu.paged_attention.source import TILE, Heads
 from gpu.table import REFERENCE, DecodeAttention, GatedLinear, Ops
 from tokenspeed.errors import ModelError
 from tokenspeed.model.cuda.network import ATTENDED_AT_ONCE, RESIDUAL, Bounds
-from tokenspeed.model.cuda.products import BATCH_ROWS, ByRows, ManyRows, Products
+from tokenspeed.model.cuda.products import AfterNorm, ByRows, Matrices, Products, many_rows
 from tokenspeed.model.options import KernelOptions
 from tokenspeed.model.spec import ModelSpec
 
@@ -113,20 +114,19 @@ def _few(context: Context) -> Products:
     return products
 
 
-def _batch(context: Context) -> Products:
+def _batch(context: Context) -> Matrices:
     """Products of a batch that decodes, compiled for the matrices of this model."""
     spec, module = context.spec, importlib.import_module("gpu.batch_linear.cupy_kernel")
     queries = spec.heads * spec.head_dim
-    products = module.BatchProducts(
-        context.dtype, spec.norm_eps, hidden=spec.hidden_size, wide=context.dtype != RESIDUAL
-    )
-    products.prepare(
+    matrices = module.BatchMatrices(context.dtype, wide=context.dtype != RESIDUAL)
+    matrices.prepare(
+        hidden=spec.hidden_size,
         queries=queries,
         qkv=queries + 2 * spec.kv_heads * spec.head_dim,
         inner=spec.intermediate_size,
         vocab=spec.vocab_size,
     )
-    return cast(Products, products)
+    return cast(Matrices, matrices)
 
 
 def _fused(context: Context) -> DecodeAttention:
@@ -234,11 +234,11 @@ def choose(context: Context, device: torch.device, options: KernelOptions) -> Ch
         found = {name: future.result() for name, future in waiting.items()}
     operations = {name: one.operation for name, one in found.items()}
     few: Products | None = operations.pop("products")
-    batch: Products | None = operations.pop("batch_products")
+    batch: Matrices | None = operations.pop("batch_products")
     ops = Ops(linear=REFERENCE.linear, **operations)
-    products = _many(context, ops, device)
+    products: Products = (many := _many(context, ops, device))
     if batch is not None:
-        products = ByRows(batch, BATCH_ROWS, products)
+        products = ByRows(replace(many, matrices=batch), BATCH_ROWS, many)
     if few is not None:
         products = ByRows(few, FEW_ROWS, products)
     return Chosen(
@@ -282,10 +282,10 @@ def _resolve(
     raise ModelError(f"{'; '.join(obstacles)}; use 'auto'")
 
 
-def _many(context: Context, ops: Ops, device: torch.device) -> Products:
+def _many(context: Context, ops: Ops, device: torch.device) -> AfterNorm:
     spec = context.spec
     like = torch.empty(0, dtype=context.dtype, device=device)
-    return ManyRows(
+    return many_rows(
         ops,
         tokens=context.bounds.tokens,
         hidden=spec.hidden_size,

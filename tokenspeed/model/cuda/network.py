@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gpu.table import Ops
 from tokenspeed.errors import ModelError
-from tokenspeed.model.cuda.products import BATCH_ROWS, Products, add_product, multiply
+from tokenspeed.model.cuda.products import Products, add_product, multiply
 from tokenspeed.model.cuda.staging import StepTensors
 from tokenspeed.model.cuda.weights import PlacedLayer, PlacedWeights
 from tokenspeed.model.spec import ModelSpec
@@ -266,7 +266,8 @@ class Network:
 
         The others have done their part with their keys and values.
         """
-        # Rows without tokens compute what nobody reads, from what there is.
+        # Rows without tokens compute what nobody reads, from what there is. Attention may read contexts
+        # before the kernel ahead of it has ended, so they are made well ahead: two plain launches follow.
         ends = torch.sub(step.row_starts[1:], 1, out=self._ends[:rows]).clamp_(min=0)
         contexts = torch.clamp(step.contexts, min=1, out=self._end_contexts[:rows])
         queries = torch.index_select(views.query, 0, ends, out=self._end_queries[:rows])
@@ -345,5 +346,4 @@ def workspace_bytes(spec: ModelSpec, bounds: Bounds, block_size: int, dtype: tor
     # Of a row its table, and what the last layer has of its last token.
     row = 4 * (3 + -(-bounds.context // block_size))
     row += spec.heads * spec.head_dim * dtype.itemsize + RESIDUAL.itemsize * spec.hidden_size
-    batch = BATCH_ROWS * spec.hidden_size * dtype.itemsize  # normalised as well
-    return bounds.tokens * token + bounds.logits * logit + (bounds.rows + PADDED_ROWS) * row + batch
+    return bounds.tokens * token + bounds.logits * logit + (bounds.rows + PADDED_ROWS) * row

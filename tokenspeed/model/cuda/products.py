@@ -8,9 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from gpu.table import Ops
-
-BATCH_ROWS = 128  # of a batch that decodes, for which there are products of their own
+from gpu.table import Ops, RmsNorm
 
 
 class Products(Protocol):
@@ -30,34 +28,75 @@ class Products(Protocol):
         ...
 
 
-class ManyRows:
-    """Through the matrix products of the device's own library, for any number of rows."""
+class Matrices(Protocol):
+    """Rows through matrices, of the rows' own dtype."""
 
-    def __init__(self, ops: Ops, *, tokens: int, hidden: int, inner: int, eps: float, like: Tensor) -> None:
-        """Takes the workspace for so many tokens, in the dtype and on the device of `like`."""
-        self._ops, self._eps = ops, eps
-        self._normed = torch.empty(tokens, hidden, dtype=like.dtype, device=like.device)
-        self._both = torch.empty(tokens, 2 * inner, dtype=like.dtype, device=like.device)
+    def multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
+        """out = x @ weight.T + bias; out may be float32 (then without a bias)."""
+        ...
+
+    def gate(self, x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
+        """out = silu(gate) * up, of x @ weight.T + bias = [gate, up]."""
+        ...
+
+    def add(self, x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
+        """out += x @ weight.T + bias."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class AfterNorm:
+    """`matrices`, with a norm before them that is a kernel of its own. One call at a time."""
+
+    matrices: Matrices
+    rms_norm: RmsNorm
+    eps: float
+    workspace: Tensor  # [rows, hidden]
 
     def norm_linear(self, x: Tensor, norm: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
-        normed = self._normed[: x.shape[0]]
-        self._ops.rms_norm(x, norm, self._eps, normed)
-        multiply(normed, weight, bias, out)
+        self.matrices.multiply(self._normalised(x, norm), weight, bias, out)
 
     def norm_gated(self, x: Tensor, norm: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
-        rows, inner = out.shape
-        gated = self._ops.gated_linear
-        if gated is not None and gated.pays(rows, x.shape[1], inner):
-            normed = self._normed[:rows]
-            self._ops.rms_norm(x, norm, self._eps, normed)
-            gated.enqueue(normed, weight, bias, out)
-            return
-        both = self._both[:rows]
-        self.norm_linear(x, norm, weight, bias, both)
-        self._ops.silu_mul(both[:, :inner], both[:, inner:], out)
+        self.matrices.gate(self._normalised(x, norm), weight, bias, out)
 
     def add_linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
+        self.matrices.add(x, weight, bias, out)
+
+    def _normalised(self, x: Tensor, norm: Tensor) -> Tensor:
+        normed = self.workspace[: x.shape[0]]
+        self.rms_norm(x, norm, self.eps, normed)
+        return normed
+
+
+class LibraryMatrices:
+    """By the device's own library, for any number of rows; gates and ups in one where that pays."""
+
+    def __init__(self, ops: Ops, *, tokens: int, inner: int, like: Tensor) -> None:
+        """Takes the workspace for so many tokens, in the dtype and on the device of `like`."""
+        self._gated, self._silu_mul = ops.gated_linear, ops.silu_mul
+        self._both = torch.empty(tokens, 2 * inner, dtype=like.dtype, device=like.device)
+
+    def multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
+        multiply(x, weight, bias, out)
+
+    def gate(self, x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
+        rows, inner = out.shape
+        if self._gated is not None and self._gated.pays(rows, x.shape[1], inner):
+            self._gated.enqueue(x, weight, bias, out)
+            return
+        both = self._both[:rows]
+        multiply(x, weight, bias, both)
+        self._silu_mul(both[:, :inner], both[:, inner:], out)
+
+    def add(self, x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
         add_product(x, weight, bias, out)
+
+
+def many_rows(ops: Ops, *, tokens: int, hidden: int, inner: int, eps: float, like: Tensor) -> AfterNorm:
+    """Products of up to so many rows, by the device's own library."""
+    matrices = LibraryMatrices(ops, tokens=tokens, inner=inner, like=like)
+    workspace = torch.empty(tokens, hidden, dtype=like.dtype, device=like.device)
+    return AfterNorm(matrices, ops.rms_norm, eps, workspace)
 
 
 @dataclass(frozen=True, slots=True)
