@@ -45,7 +45,7 @@ template <int TILES> struct Sizes {
 
 struct Shared {
     unsigned long long there[MOST_STAGES], done[MOST_STAGES];  // a stage is copied; it is multiplied
-    unsigned long long landed;                                 // all sums that this block adds up
+    unsigned long long landed;                                 // all sums that others have sent
 };
 
 template <int COUNT> struct alignas(COUNT * sizeof(Output)) Run { Output at[COUNT]; };  // neighbouring outputs
@@ -133,14 +133,16 @@ template <int WORKING> DEVICE void meet_workers() { asm volatile("bar.sync 1, %0
 
 DEVICE int sent_bytes(int rows) { return (rows + 7) / 8 * 8 * STRIDE * 4; }  // to each block of a cluster
 
-// This block's sums of a tile, [SPLIT][rows][STRIDE], where the ring was: for each block of the cluster its columns.
-template <int WORKING> DEVICE void gather(const Sums& sums, Word parts, int row, int rows) {
+// This block's sums of a tile, [rows][STRIDE] for each block of the cluster: its own where it adds them up, in `room`,
+// those of others where the ring was.
+template <int WORKING>
+DEVICE void gather(const Sums& sums, Word parts, Word room, Word rank, int row, int rows) {
     constexpr int RUNS = OWN / 8, EACH = RUNS / SPLIT;  // of outputs: of gates, if it is gated; for each block
     meet_workers<WORKING>();  // all stages are multiplied
-    const Word own = parts + (row * STRIDE + threadIdx.x % 4 * 2) * 4;
+    const Word own = (row * STRIDE + threadIdx.x % 4 * 2) * 4;
 #pragma unroll
     for (int block = 0; block < SPLIT; block++) {
-        const Word there = own + block * sent_bytes(rows);
+        const Word there = (block == rank ? room : parts) + block * sent_bytes(rows) + own;
 #pragma unroll
         for (int below = 0; below < 2; below++) {
             if (row + 8 * below >= rows) continue;
@@ -157,13 +159,17 @@ template <int WORKING> DEVICE void gather(const Sums& sums, Word parts, int row,
     meet_workers<WORKING>();
 }
 
-// To the blocks of the cluster that add them up.
+// To the other blocks of the cluster, which add them up.
 DEVICE void send(Word parts, Word room, Word landed, Word rank, int rows) {
-    const int to = threadIdx.x, bytes = sent_bytes(rows);
-    if (to >= SPLIT) return;
-    asm volatile("cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
-                 :: "r"(place_in(to, room + rank * bytes)), "r"(parts + to * bytes), "r"(bytes),
-                    "r"(place_in(to, landed)) : "memory");
+    if (threadIdx.x > 0) return;
+    const int bytes = sent_bytes(rows);
+#pragma unroll
+    for (int i = 1; i < SPLIT; i++) {
+        const Word to = (rank + i) % SPLIT;
+        asm volatile("cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
+                     :: "r"(place_in(to, room + rank * bytes)), "r"(parts + to * bytes), "r"(bytes),
+                        "r"(place_in(to, landed)) : "memory");
+    }
 }
 
 // Four neighbouring outputs of a row at a time, by all that work.
@@ -311,7 +317,7 @@ DEVICE void multiply_tiles(const Target& target, const Ring& ring, const Way<Siz
         if (SPLIT == 1) {
             write_alone(target, sums, tile, row);
         } else {
-            gather<Size::WORKING>(sums, ring.stages, row, target.rows);
+            gather<Size::WORKING>(sums, ring.stages, room, rank, row, target.rows);
             send(ring.stages, room, landed, rank, target.rows);
             wait(landed, 0);
             enter_cluster();  // what this block was sent is here
@@ -340,7 +346,7 @@ DEVICE void product(const TensorMap& x, const TensorMap& matrix, const Element* 
             prepare(ring.done + 8 * stage, Size::WORKING / 32);
         }
         prepare(landed, 1);
-        if (SPLIT > 1) expect(landed, SPLIT * sent_bytes(rows));
+        if (SPLIT > 1) expect(landed, (SPLIT - 1) * sent_bytes(rows));
         show_barriers();
     }
     __syncthreads();

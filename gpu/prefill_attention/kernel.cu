@@ -88,6 +88,15 @@ struct alignas(16) Work {  // one tile
     }
 };
 
+// Only the lane that will tell that its warp is done with a tile reads what the slot holds: the others may lag behind.
+__device__ __forceinline__ Work read_by_one(const Work& slot) {
+    Work work = {};
+    if (threadIdx.x % 32 == 0) work = slot;
+    const auto share = [](int& word) { word = __shfl_sync(~0u, word, 0); };
+    share(work.start), share(work.tokens), share(work.context), share(work.head), share(work.tile);
+    return work;
+}
+
 struct Span {  // the blocks of tokens that a tile sees, and their end in tokens
     int begin, end, limit;
     __device__ __forceinline__ Span(const Work& work, int window) {
@@ -423,7 +432,7 @@ __device__ __forceinline__ void multiply_tiles(
     if (worker == 1) turn_give(0);
     for (u32 turn = 0;; turn++) {
         wait(shared_address(&shared.told[turn % SLOTS]), turn / SLOTS & 1);
-        const Work work = shared.work[turn % SLOTS];
+        const Work work = read_by_one(shared.work[turn % SLOTS]);
         if (work.tokens <= 0) break;
         const Span span(work, in.window);
         const int query_row = work.tile * ROWS + row_in_tile;

@@ -16,7 +16,16 @@ import torch
 
 from gpu.table import REFERENCE, Ops
 from tokenspeed.backend import graphs as graphs_module
-from tokenspeed.backend.graphs import REST, Agenda, Graph, Graphs, _replay_of, decode_shapes
+from tokenspeed.backend.graphs import (
+    REST,
+    Agenda,
+    Graph,
+    Graphs,
+    _replay_of,
+    coarse,
+    decode_shapes,
+    mixed_shapes,
+)
 from tokenspeed.backend.packing import Columns, columns_of
 from tokenspeed.backend.results import SOURCE_FAILED
 from tokenspeed.backend.stepper import IN_FLIGHT, Begun, Stepper
@@ -329,28 +338,64 @@ def test_steps_are_padded_to_the_smallest_shape_that_has_room() -> None:
     assert tokens_of(2049, 0, 1) is None
 
 
-def test_what_steps_ask_for_is_captured_first_and_each_shape_once() -> None:
-    shapes = [Shape(size, size, size) for size in range(1, 41)]
+def test_steps_take_a_larger_graph_until_theirs_is_captured() -> None:
+    """Twice the rows that decode at most, and few more tokens than there are."""
+    graphs = Graphs(256, 8192, 1000, lambda shape: None, lambda tokens: None, device=CPU, budget_bytes=1)
+    for shape in coarse(graphs.shapes):
+        graphs._graphs[shape] = Graph(shape, lambda: None)
+    for rows in range(1, 257):
+        found = graphs.decode(rows, 5000)
+        assert rows <= found.shape.rows < 2 * rows or rows == found.shape.rows == 1
+        assert not found.shape.short
+        assert graphs.decode(rows, 1000).shape.short == (found.shape.rows <= 16)
+    for tokens in range(17, 2049):
+        assert tokens <= graphs.mixed(tokens, 3, 2).shape.tokens < tokens + 256
+    assert graphs.mixed(100, 0, 17) is None  # none has room for so many rows
+
+
+def test_every_shape_is_captured_once_the_coarse_ones_first() -> None:
+    shapes = [*decode_shapes(100), *mixed_shapes(100, 1024)]
+    taken = list(iter(Agenda(shapes).take, None))
+    assert sorted(taken) == sorted(shapes)
+    first = [shape.tokens for shape in taken[: len(coarse(shapes))]]
+    assert first == [1, 2, 4, 8, 16, 32, 64, 100, 256, 512, 768, 1024]
+
+
+def test_what_steps_have_no_graph_for_is_captured_next_and_what_they_pad_for_after_the_coarse() -> None:
+    shapes = decode_shapes(32)
+    by_rows = {shape.rows: shape for shape in shapes}
     agenda = Agenda(shapes)
-    assert agenda.take() == shapes[0]
-    for size in (7, 30, 7, 1, 7):
-        agenda.ask(shapes[size - 1], 0.0, missing=True)
-    agenda.ask(shapes[20], 0.0, missing=False)
-    agenda.ask(Shape(99, 99, 99), 0.0, missing=True)  # is not to be captured
-    assert [agenda.take(), agenda.take(), agenda.take()] == [shapes[6], shapes[29], shapes[1]]
+    assert agenda.take() == by_rows[1]
+    agenda.ask(by_rows[3], 0.0, by_rows[4])
+    for rows in (7, 24, 7, 1, 7):
+        agenda.ask(by_rows[rows], 0.0, None)
+    agenda.ask(Shape(99, 99, 99), 0.0, None)  # is not to be captured
     for _ in range(1000):
-        agenda.ask(shapes[39], 0.0, missing=True)
-    rest = list(iter(agenda.take, None))
-    assert rest[0] == shapes[39]
-    assert sorted(rest) == [shape for shape in shapes if shape.rows not in (1, 2, 7, 30, 40)] + [shapes[39]]
+        agenda.ask(by_rows[12], 0.0, by_rows[16])
+    assert [agenda.take().rows for _ in range(9)] == [7, 24, 2, 4, 8, 16, 32, 12, 3]
 
 
-def test_capturing_rests_while_steps_run_and_only_then() -> None:
-    agenda = Agenda([])
-    assert agenda.rest(0.02, now=1.0) == 0.0
-    agenda.ask(Shape(1, 1, 1), 5.0, missing=False)
-    assert agenda.rest(0.02, now=5.05) == REST * 0.02
-    assert agenda.rest(0.02, now=6.0) == 0.0
+def test_capturing_rests_while_steps_run_unless_one_has_no_graph() -> None:
+    shape = Shape(1, 1, 1)
+    agenda = Agenda([shape])
+    waits: list[float] = []
+    agenda._news.wait = waits.append  # type: ignore[assignment, method-assign]
+    agenda.rest(0.02, now=1.0)
+    assert waits == []
+    agenda.ask(shape, 5.0, Shape(2, 2, 2))
+    agenda.rest(0.02, now=6.0)
+    assert waits == []
+    agenda.rest(0.02, now=5.05)
+    assert waits == [REST * 0.02]
+    assert not agenda._news.is_set()
+    agenda.ask(shape, 5.0, None)
+    assert agenda._news.is_set()  # so it would not have waited
+    agenda.take()
+    assert not agenda._news.is_set()
+    agenda.close()
+    agenda.rest(0.02, now=5.05)
+    assert waits == [REST * 0.02]
+    assert agenda.take() is None
 
 
 @pytest.fixture

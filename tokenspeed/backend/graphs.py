@@ -7,8 +7,9 @@ import threading
 import time
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from itertools import chain, takewhile
 from typing import Any, NamedTuple
 
 import torch
@@ -23,10 +24,15 @@ EXACT = 8  # rows up to which every number has a graph of its own
 # Tokens of steps that prefill. Products go by 128 rows, so up to 64 more cost little; with more than 2,048
 # the device takes longer than launching does, even for small models.
 MIXED = (16, 32, *range(64, 2049, 64))
-# While steps run, the thread that captures rests nine times as long as each capture took: it holds the
+COARSE = 256  # tokens; every prompt's step has a larger coarse one this near
+# A step without a graph runs kernel by kernel, which takes the host ten times as long as all of a small
+# model's step takes the device. So a few coarse shapes are captured first; until the others are, steps take a
+# larger one. Those that have none are the only ones for which captures do not wait.
+#
+# While steps run, the thread that captures rests nine times as long as each other capture took: it holds the
 # interpreter, and every token of the first seconds would wait for it several times.
 REST = 9.0
-WANTED = 16  # shapes that are remembered to have been asked for
+WANTED = 16  # shapes that are remembered to have been asked for, of either kind
 RUNNING_SECONDS = 0.1  # since a step asked for a graph, as long as steps are thought to run
 
 
@@ -52,38 +58,66 @@ def mixed_shapes(most_rows: int, most_tokens: int) -> list[Shape]:
     return [Shape(size, min(most_rows, size), min(most_rows, size) + PADDED_ROWS) for size in sizes]
 
 
-class Agenda:
-    """What is still to be captured: first what steps have asked for, then the rest in its order.
+def coarse(shapes: Sequence[Shape]) -> list[Shape]:
+    """Those that smaller steps may take while nothing nearer is captured: twice the rows that decode, or a
+    few more tokens, cost the device less than launching kernel by kernel costs the host."""
+    decodes = [shape for shape in shapes if shape.singles == shape.rows]
+    mixed = [shape for shape in shapes if shape.singles < shape.rows]
+    found = [shape for shape in decodes if shape.rows.bit_count() == 1 or shape == decodes[-1]]
+    return found + [shape for shape in mixed if shape.tokens % COARSE == 0 or shape == mixed[-1]]
 
-    One thread takes, another one asks.
+
+class Agenda:
+    """What is still to be captured: what steps have no graph for, coarse shapes, what steps have only a
+    larger graph for, then the rest in its order.
+
+    One thread takes, others ask.
     """
 
-    def __init__(self, shapes: Iterable[Shape]) -> None:
-        self._left = dict.fromkeys(shapes)
-        self._wanted: deque[Shape] = deque(maxlen=WANTED)
+    def __init__(self, shapes: Sequence[Shape]) -> None:
+        self._coarse = dict.fromkeys(coarse(shapes))
+        self._left = self._coarse | dict.fromkeys(shapes)
+        self._missing: deque[Shape] = deque(maxlen=WANTED)
+        self._covered: deque[Shape] = deque(maxlen=WANTED)
         self._asked = float("-inf")
+        self._news = threading.Event()  # something is missing, or it is closed
+        self._closed = False
 
-    def ask(self, shape: Shape, now: float, *, missing: bool) -> None:
-        """A step of that shape begins, for which there is a graph unless it is `missing`."""
+    def ask(self, shape: Shape, now: float, instead: Shape | None) -> None:
+        """A step begins that would best have that shape, by the graph of another one or, if None, by none."""
         self._asked = now
-        if missing:
-            self._wanted.append(shape)
+        if shape not in self._left:
+            return
+        if instead is None:
+            self._missing.append(shape)
+            self._news.set()
+        else:
+            self._covered.append(shape)
 
     def take(self) -> Shape | None:
-        """The next one; None: all were taken."""
-        while self._wanted:
-            wanted = self._wanted.popleft()
-            if wanted in self._left:
-                del self._left[wanted]
-                return wanted
+        """The next one; None: all were taken, or it is closed."""
+        self._news.clear()
         following = next(iter(self._left), None)
-        if following is not None:
-            del self._left[following]
+        if following is None or self._closed:
+            return None
+        for asked in (self._missing,) if following in self._coarse else (self._missing, self._covered):
+            while asked:
+                wanted = asked.popleft()
+                if wanted in self._left:
+                    del self._left[wanted]
+                    return wanted
+        del self._left[following]
         return following
 
-    def rest(self, took: float, now: float) -> float:
-        """Seconds to let steps run alone after a capture that took so many."""
-        return REST * took if now - self._asked < RUNNING_SECONDS else 0.0
+    def rest(self, took: float, now: float) -> None:
+        """After a capture of so many seconds: let steps run alone, unless one has no graph."""
+        if now - self._asked < RUNNING_SECONDS and not self._closed:
+            self._news.wait(REST * took)
+
+    def close(self) -> None:
+        """End a rest, and let no more be taken."""
+        self._closed = True  # before the news, which `take` may forget
+        self._news.set()
 
 
 class Graphs:
@@ -116,7 +150,6 @@ class Graphs:
         self._graphs: dict[Shape, Graph] = {}
         self._kept: list[torch.cuda.CUDAGraph] = []  # as long as they may be launched
         self._pool: Any = None
-        self._closing = threading.Event()
         self._thread = threading.Thread(target=self._capture_all, name="graphs", daemon=True)
         self.bytes_taken = 0
 
@@ -133,7 +166,7 @@ class Graphs:
 
     def close(self) -> None:
         """Capture no more, and wait for the one that is under way."""
-        self._closing.set()
+        self._agenda.close()
         if self._thread.ident is not None:
             self._thread.join()
 
@@ -144,32 +177,37 @@ class Graphs:
         return [*short, *self._decodes, *self._mixed]
 
     def decode(self, rows: int, keys: int) -> Graph | None:
-        """For a step of so many rows of one token that attend `keys` together: the smallest one that fits, if
-        it is captured already."""
+        """For a step of so many rows of one token that attend `keys` together: the smallest one that fits, of
+        those that are captured already."""
         place = bisect_left(self._decodes, Shape(rows, 0, 0))
-        if place == len(self._decodes):
-            return None
-        shape = self._decodes[place]
-        if shape.rows <= FUSED_ROWS and keys <= self._short_keys:
-            return self._captured(shape._replace(short=True)) or self._graphs.get(shape)
-        return self._captured(shape)
+        fitting = takewhile(lambda shape: shape.rows <= 2 * rows, self._decodes[place:])
+        if keys <= self._short_keys:
+            return self._captured(chain.from_iterable(map(_with_short, fitting)))
+        return self._captured(fitting)
 
     def mixed(self, tokens: int, singles: int, others: int) -> Graph | None:
-        """For a step of so many tokens, in rows of one token and others: the smallest with room for it."""
+        """For a step of so many tokens, in rows of one token and others: the smallest with room for it, of
+        those that are captured already."""
         place = bisect_left(self._mixed, Shape(tokens, 0, 0))
-        if place == len(self._mixed):
-            return None
-        shape = self._mixed[place]
-        fits = singles <= shape.singles and others <= shape.rows - shape.singles
-        return self._captured(shape) if fits else None
+        near = takewhile(lambda shape: shape.tokens < tokens + COARSE, self._mixed[place:])
+        return self._captured(
+            shape for shape in near if singles <= shape.singles and others <= shape.rows - shape.singles
+        )
 
-    def _captured(self, shape: Shape) -> Graph | None:
-        found = self._graphs.get(shape)
-        self._agenda.ask(shape, time.monotonic(), missing=found is None)
+    def _captured(self, fitting: Iterable[Shape]) -> Graph | None:
+        """Of the first that is; the very first is asked for."""
+        best, found = None, None
+        for shape in fitting:
+            best = best or shape
+            if found := self._graphs.get(shape):
+                break
+        if best is not None:
+            self._agenda.ask(best, time.monotonic(), found and found.shape)
         return found
 
     def _capture_all(self) -> None:
         try:
+            first = time.monotonic()
             with torch.inference_mode(), torch.cuda.device(self._device):
                 # A stream of its own to warm up on: libraries keep a workspace for each stream, and that
                 # of the stream that captures is used by graphs, which run meanwhile.
@@ -184,11 +222,15 @@ class Graphs:
                     with torch.cuda.stream(capturing):
                         self._capture(shape, driver)
                     now = time.monotonic()
-                    if self._closing.wait(self._agenda.rest(now - began, now)):
-                        return
+                    self._agenda.rest(now - began, now)
         except Exception:
             logger.warning("a step could not be captured; such steps run kernel by kernel", exc_info=True)
-        logger.debug("captured %d graphs in %d MiB", len(self), self.bytes_taken >> 20)
+        logger.debug(
+            "captured %d graphs in %d MiB, the last after %.1f s",
+            len(self),
+            self.bytes_taken >> 20,
+            time.monotonic() - first,
+        )
 
     def _used_up(self) -> bool:
         if self.bytes_taken < self._budget:
@@ -211,6 +253,12 @@ class Graphs:
         self._graphs[shape] = Graph(shape, _replay_of(graph, driver))
         after, _ = torch.cuda.mem_get_info(self._device)
         self.bytes_taken += max(0, before - after)
+
+
+def _with_short(shape: Shape) -> Iterator[Shape]:
+    if shape.rows <= FUSED_ROWS:
+        yield shape._replace(short=True)
+    yield shape
 
 
 def _replay_of(graph: torch.cuda.CUDAGraph, driver: Driver) -> Callable[[], None]:
