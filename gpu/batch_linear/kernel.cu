@@ -246,7 +246,10 @@ DEVICE void copy(const TensorMap& x, const TensorMap& matrix, const Ring& ring, 
                  int rows, int outputs, int more) {
     typedef Sizes<TILES> Size;
     typedef Walk<Size::DEPTH> Here;
-    if (way.steps == 0) return;
+    if (way.steps == 0) {
+        if (SPLIT > 1) meet_cluster();
+        return;
+    }
     const Policy once = evict_first();
     const int bytes = Size::BOXES * (Size::MATRIX_BYTES + (rows + 7) / 8 * 8 * 128);  // of x no rows that are not there
     const auto fetch_matrix = [&](Word stage, const Here& here) {
@@ -271,6 +274,7 @@ DEVICE void copy(const TensorMap& x, const TensorMap& matrix, const Ring& ring, 
             bring_to_l2(matrix, beyond.column(j / PARTS), beyond.row(j % PARTS, outputs), once);
     wait_for_previous_kernel();
     for (int stage = 0; stage < filled; stage++, behind.advance()) fetch_x(stage, behind);
+    if (SPLIT > 1) meet_cluster();  // late, and before it depends on those that multiply, who meet it first
     for (Place place; !ahead.ended(); place.advance(ring.count), ahead.advance()) {
         wait(ring.done + 8 * place.stage, place.parity);
         fetch_matrix(place.stage, ahead);
@@ -357,9 +361,9 @@ DEVICE void product(const TensorMap& x, const TensorMap& matrix, const Element* 
         multiply_tiles<TILES>(target, ring, way, room, landed, rank);
     } else {
         if (threadIdx.x == Size::WORKING) copy<TILES>(x, matrix, ring, way, rows, outputs, more);
+        else if (SPLIT > 1) meet_cluster();
         __syncwarp();
         if (SPLIT > 1) {  // all threads of a cluster meet twice
-            meet_cluster();
             enter_cluster();
             meet_cluster();
         }
