@@ -32,6 +32,10 @@ class Row(NamedTuple):
     verified, all of them scored by the same draw. `blocks` is the block table; it covers every position up
     to and including the drafts, and is the same object from step to step until it grows. `score` asks for
     the log-probabilities of the tokens that follow each of `tokens` in the prompt (`targets`).
+
+    `guess` > 0: the backend's draft model finds that many drafts itself, after the row's one token, which is
+    on the host. It has computed the sequence up to position `start - len(behind)`, in the same blocks of a
+    pool of its own; `behind` are the tokens from there to `start`.
     """
 
     sequence: int
@@ -43,6 +47,8 @@ class Row(NamedTuple):
     source: int = -1
     targets: tuple[int, ...] = ()
     score: int = 0  # alternatives wanted for each target
+    guess: int = 0
+    behind: tuple[int, ...] = ()
 
 
 class StepPlan(NamedTuple):
@@ -61,6 +67,7 @@ class StepPlan(NamedTuple):
 class RowResult(NamedTuple):
     """What one row gave: nothing, or 1..drafts+1 sampled tokens, with log-probabilities where asked.
 
+    `guessed` are the drafts that the draft model found where it was asked to; fewer where it could not.
     `error` ends this row's sequence alone (its logits were not finite, say).
     """
 
@@ -68,6 +75,7 @@ class RowResult(NamedTuple):
     logprobs: tuple[TokenLogprob, ...] | None = None
     scored: tuple[TokenLogprob, ...] = ()
     error: str | None = None
+    guessed: tuple[int, ...] = ()
 
 
 NOTHING = RowResult()

@@ -19,7 +19,7 @@ class Flight(NamedTuple):
     work: Work
 
 
-class Draft:
+class Planning:
     """A step while it is planned."""
 
     def __init__(self) -> None:

@@ -18,7 +18,7 @@ from tokenspeed.core.plan import Capacity, Row, RowResult, StepPlan, StepResult
 from tokenspeed.core.policy import POLICIES, Budget, SchedulerOptions, due, hurry, split, step_budget, yields
 from tokenspeed.core.queues import Queues, by_age, place
 from tokenspeed.core.request import Event, Finished, FinishReason, PromptScored, Request, TokenDelta
-from tokenspeed.core.rows import Draft, Flight, may_run_ahead
+from tokenspeed.core.rows import Flight, Planning, may_run_ahead
 from tokenspeed.core.sequence import Sequence
 from tokenspeed.core.tables import BlockTables
 from tokenspeed.errors import RequestError
@@ -128,23 +128,23 @@ class Scheduler:
 
     def plan(self, now: float) -> StepPlan | None:
         """The next step, or None when there is nothing to do until a result or a request comes."""
-        draft = Draft()
-        prefills, read = self._plan_decodes(draft)
-        work = Work(len(draft.rows), read=read)
+        planning = Planning()
+        prefills, read = self._plan_decodes(planning)
+        work = Work(len(planning.rows), read=read)
         if prefills or self._queues.waiting:
             for sequence, count in self._prefill_shares(prefills, work, now):
-                fitting = self._grow(sequence, count, draft.planned)
+                fitting = self._grow(sequence, count, planning.planned)
                 if fitting:
                     work = work.plus(sequence.planned, fitting)
-                    draft.add(sequence, fitting)
-        if not draft.rows:
+                    planning.add(sequence, fitting)
+        if not planning.rows:
             return None
         seconds = self.costs.costs.seconds(work)
         self._last_plan += 1
         self._busy_until = (max(self._busy_until, now) if self._flight else now) + seconds
-        self._flight[self._last_plan] = Flight(draft.owners, work)
-        self._charge(draft, now)
-        return StepPlan(self._last_plan, tuple(draft.rows), seconds)
+        self._flight[self._last_plan] = Flight(planning.owners, work)
+        self._charge(planning, now)
+        return StepPlan(self._last_plan, tuple(planning.rows), seconds)
 
     def apply(self, plan: StepPlan, result: StepResult) -> list[Happening]:
         """Take a step's result in; the events are in the order of its rows."""
@@ -177,7 +177,7 @@ class Scheduler:
         """Whose rows a plan in flight has, in their order."""
         return [sequence for sequence, _ in self._flight[plan.number].owners]
 
-    def _plan_decodes(self, draft: Draft) -> tuple[list[Sequence], int]:
+    def _plan_decodes(self, planning: Planning) -> tuple[list[Sequence], int]:
         """Rows of one token for all that decode; those that prefill, and the keys that the rows attend."""
         prefills: list[Sequence] = []
         read = 0
@@ -190,9 +190,9 @@ class Scheduler:
             elif (
                 pending == 1
                 and (not sequence.in_flight or may_run_ahead(sequence))
-                and (planned < len(sequence.blocks) * size or self._grow(sequence, 1, draft.planned))
+                and (planned < len(sequence.blocks) * size or self._grow(sequence, 1, planning.planned))
             ):
-                draft.add(sequence, 1)
+                planning.add(sequence, 1)
                 read += planned + 1
         return prefills, read
 
@@ -287,10 +287,10 @@ class Scheduler:
         accounts = self._queues.accounts
         return self._shares.over(accounts) if len(accounts) > 1 else ()
 
-    def _charge(self, draft: Draft, now: float) -> None:
+    def _charge(self, planning: Planning, now: float) -> None:
         if len(self._queues.accounts) < 2:
             return
-        self._shares.charge(draft.used(self.costs.costs), now)
+        self._shares.charge(planning.used(self.costs.costs), now)
 
     # -- blocks -------------------------------------------------------------------------------------
 
