@@ -341,7 +341,7 @@ def _ordered(rows: Sequence[Row], columns: Columns) -> _Order:
 
 def _plain_results(begun: Begun, tokens: list[int]) -> list[RowResult]:
     """Where every row has one logit, and nothing is wrong or asked but the token."""
-    results = list(map(_row_result, zip(zip(tokens), repeat(None), repeat(()), repeat(None))))
+    results = list(map(_row_result, zip(zip(tokens), repeat(None), repeat(()), repeat(None), repeat(()))))
     if begun.order.singles < len(tokens):  # else they are in the order of the plan
         results = [result for _, result in sorted(zip(begun.order.places, results, strict=True))]
     if not all(begun.draws):

@@ -67,7 +67,7 @@ def next_row(sequence: Sequence, count: int, index: int) -> Row:
         sequence.in_flight += 1
         sequence.row = index
     if not sequence.wants_scores:
-        return _new(Row, (sequence.id, start, tokens, sequence.table, draw, (), source, (), 0))
+        return _new(Row, (sequence.id, start, tokens, sequence.table, draw, (), source, (), 0, 0, ()))
     targets = sequence.request.prompt[start + 1 : stop + 1]
     wanted = sequence.request.prompt_logprobs or 0
     return Row(sequence.id, start, tokens, sequence.table, draw, (), source, targets, wanted)
