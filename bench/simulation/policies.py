@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from difflib import get_close_matches
 from typing import Any
 
@@ -67,7 +67,8 @@ def device_of(given: str) -> Device:
     values = _device_values(given if known is None else rest)
     costs = {key: values.pop(key) for key in Costs.__dataclass_fields__ if key in values}
     if known is None:
-        missing = [key for key in Costs.__dataclass_fields__ if key not in costs]
+        needed = [key for key, field in Costs.__dataclass_fields__.items() if field.default is MISSING]
+        missing = [key for key in needed if key not in costs]
         if missing:
             raise BenchError(
                 f"--device {given}: {missing[0]} is missing; or begin with a device, like cpu,..."

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -11,10 +12,12 @@ from hypothesis import strategies as st
 
 from tokenspeed.core.accounts import Account
 from tokenspeed.core.costs import Costs
-from tokenspeed.core.plan import Capacity, StepPlan, StepResult
+from tokenspeed.core.lookup import LONGEST
+from tokenspeed.core.plan import Capacity, Row, StepPlan, StepResult
 from tokenspeed.core.policy import POLICIES, SchedulerOptions
 from tokenspeed.core.request import Event, Finished, FinishReason, Request, Sampling, TokenDelta
 from tokenspeed.core.scheduler import Scheduler
+from tokenspeed.core.speculation import Speculation, SpeculationOptions
 from tokenspeed.engine.engine import LEAD_SHARE, Engine
 from tokenspeed.errors import (
     ContextLengthError,
@@ -27,6 +30,7 @@ from tokenspeed.sim.backend import EVEN, SimBackend, continuation
 from tokenspeed.sim.clock import run
 
 VOCABULARY = 50
+Workload = list[tuple[float, Request, float | None]]
 GREEDY = Sampling(temperature=0.0)
 
 
@@ -43,18 +47,26 @@ class Server:
         costs: Costs = EVEN,
         accounts: Mapping[str, Account] | None = None,
         lead: float = 0.0,
+        speculation: Speculation | None = None,
+        guesses: Callable[[Row, tuple[int, ...]], tuple[int, ...]] = lambda row, right: (),
         **options: object,
     ) -> None:
         """Steps are bounded by `step_tokens` unless the options have a `target_step_ms`."""
         capacity = Capacity(blocks, block_size, max_context=4096)
         made = SchedulerOptions(**{"target_step_ms": 0.0} | options)  # type: ignore[arg-type]
         self.scheduler = Scheduler(
-            capacity, made, prefix_cache=prefix_cache, accounts=accounts or {}, prior=costs
+            capacity,
+            made,
+            prefix_cache=prefix_cache,
+            accounts=accounts or {},
+            prior=costs,
+            speculation=speculation,
         )
         self.backend = SimBackend(
             capacity,
             vocabulary=VOCABULARY,
             costs=costs,
+            guesses=guesses,
             fails=lambda plan: plan.number in (fails or set()),
         )
         self.engine = Engine(self.scheduler, self.backend, lead=lead)
@@ -115,6 +127,76 @@ def workloads(draw: st.DrawFn) -> list[tuple[float, Request, float | None]]:
     return work
 
 
+class Oracle:
+    """Drafts for a sequence of some workload; of those that would hold, `spoil` makes what is sent."""
+
+    def __init__(
+        self, work: Workload, text: Iterable[int], spoil: Callable[[tuple[int, ...]], tuple[int, ...]]
+    ) -> None:
+        self._work, self._text, self._spoil = work, list(text), spoil
+
+    @property
+    def common(self) -> int:
+        return LONGEST
+
+    def extend(self, tokens: Sequence[int]) -> list[tuple[int, bool]]:
+        foretold = self.propose(len(tokens))
+        self._text += tokens
+        return [(LONGEST, draft == token) for draft, token in zip(foretold, tokens, strict=False)]
+
+    def propose(self, most: int) -> tuple[int, ...]:
+        for _, made, _ in self._work:
+            if tuple(self._text[: len(made.prompt)]) == made.prompt:
+                so_far = self._text[len(made.prompt) :]
+                for choice in range(made.n):
+                    whole = expected(made, choice)
+                    if whole[: len(so_far)] == so_far:
+                        return self._spoil(tuple(whole[len(so_far) : len(so_far) + most]))
+        return self._spoil(tuple(range(most)))
+
+
+def lie(right: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple((token + 1) % VOCABULARY for token in right)
+
+
+def half(right: tuple[int, ...]) -> tuple[int, ...]:
+    return (*right[: len(right) // 2], *lie(right[len(right) // 2 :]))
+
+
+def looked_up(work: Workload, control: str, spoil: Callable[..., tuple[int, ...]]) -> dict[str, Any]:
+    options = SpeculationOptions(drafter="ngram", control=control)
+    return {"speculation": Speculation(options, look_up=lambda text: Oracle(work, text, spoil))}
+
+
+def guessed(control: str, spoil: Callable[..., tuple[int, ...]]) -> dict[str, Any]:
+    options = SpeculationOptions(drafter="model", control=control)
+    return {"speculation": Speculation(options, guesses=True), "guesses": lambda row, right: spoil(right)}
+
+
+# What drafts come from: nothing, the prompt and the answer so far, what always lies, what is always right, or
+# half of the time; a draft model of these kinds; both.
+SPECULATIONS: dict[str, Callable[[Workload], dict[str, Any]]] = {
+    "off": lambda work: {},
+    "lookup": lambda work: {"speculation": Speculation(SpeculationOptions(drafter="ngram"))},
+    "lookup always": lambda work: {
+        "speculation": Speculation(SpeculationOptions(drafter="ngram", control="always", most_drafts=5))
+    },
+    "right": lambda work: looked_up(work, "adaptive", lambda right: right),
+    "always right": lambda work: looked_up(work, "always", lambda right: right),
+    "always lies": lambda work: looked_up(work, "always", lie),
+    "always half right": lambda work: looked_up(work, "always", half),
+    "guesses right": lambda work: guessed("adaptive", lambda right: right),
+    "always guesses right": lambda work: guessed("always", lambda right: right),
+    "always guesses wrong": lambda work: guessed("always", lie),
+    "always guesses half right": lambda work: guessed("always", half),
+    "always guesses nothing": lambda work: guessed("always", lambda right: ()),
+    "both": lambda work: {
+        "speculation": Speculation(SpeculationOptions(control="always"), guesses=True),
+        "guesses": lambda row, right: half(right),
+    },
+}
+
+
 def expected(made: Request, choice: int) -> list[int]:
     sampling = Sampling(temperature=made.sampling.temperature, seed=made.sampling.seed + choice)
     tokens = continuation(made.prompt, made.max_tokens, VOCABULARY, sampling)
@@ -132,8 +214,9 @@ def expected(made: Request, choice: int) -> list[int]:
     st.sampled_from(sorted(POLICIES)),
     st.sampled_from([0.0, 0.5, 4.0, 30.0]),
     st.sampled_from([0.0, 0.001, 1.0]),
+    st.sampled_from(sorted(SPECULATIONS)),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=300, deadline=None)
 def test_what_a_request_gets_does_not_depend_on_what_runs_beside_it(
     work: list[tuple[float, Request, float | None]],
     blocks: int,
@@ -144,6 +227,7 @@ def test_what_a_request_gets_does_not_depend_on_what_runs_beside_it(
     policy: str,
     target_step_ms: float,
     lead: float,
+    speculates: str,
 ) -> None:
     async def client(server: Server, at: float, made: Request, vanishes: float | None) -> None:
         await asyncio.sleep(at)  # virtual
@@ -175,13 +259,15 @@ def test_what_a_request_gets_does_not_depend_on_what_runs_beside_it(
             target_step_ms=target_step_ms,
             ageing_seconds=0.05,
             accounts={"capped": Account(max_running=1), "heavy": Account(share=3.0)},
+            **SPECULATIONS[speculates](work),
         )
         async with server:
             await asyncio.gather(*(client(server, *one) for one in work))
             for plan in server.backend.plans:
                 assert len({row.sequence for row in plan.rows}) == len(plan.rows)
                 assert len(plan.rows) <= max_running
-                assert sum(len(row.tokens) for row in plan.rows) <= step_tokens + max_running
+                tokens = sum(len(row.tokens) + len(row.drafts) + row.guess for row in plan.rows)
+                assert tokens <= step_tokens + max_running
 
     run(main())
 

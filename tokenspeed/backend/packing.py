@@ -31,6 +31,8 @@ class Columns(NamedTuple):
     source: tuple[int, ...]
     targets: tuple[tuple[int, ...], ...]
     score: tuple[int, ...]
+    guess: tuple[int, ...]
+    behind: tuple[tuple[int, ...], ...]
 
 
 def columns_of(rows: Sequence[Row]) -> Columns:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, fields
 from math import exp, inf, sqrt
 from typing import NamedTuple
 
@@ -17,6 +17,10 @@ class Work(NamedTuple):
     tokens: int = 0  # that prefill
     attended: int = 0  # keys that those tokens attend, summed over the tokens
     read: int = 0  # keys that decode rows attend
+    drafts: int = 0  # tokens behind those of decode rows that are verified
+    verifies: int = 0  # 1 where there are any
+    rounds: int = 0  # passes of the draft model, one after the other
+    guesses: int = 0  # tokens that it computes in them
 
     def plus(self, start: int, count: int) -> Work:
         """With one more row: `count` tokens from position `start` on."""
@@ -30,7 +34,20 @@ class Work(NamedTuple):
         work = cls()
         for row in rows:
             work = work.plus(row.start, len(row.tokens))
+            if row.drafts or row.guess:
+                work = work.with_drafts(len(row.drafts), row.guess, len(row.behind))
         return work
+
+    def with_drafts(self, drafts: int, guesses: int = 0, behind: int = 0) -> Work:
+        """With so many drafts behind a row that is counted already, or as many that the draft model guesses
+        after it has computed the `behind` tokens that it lacks."""
+        return self._replace(
+            read=self.read + drafts + guesses,
+            drafts=self.drafts + drafts + guesses,
+            verifies=1,
+            rounds=max(self.rounds, guesses),
+            guesses=self.guesses + guesses + (behind if guesses else 0),
+        )
 
 
 def attended_by(start: int, count: int) -> int:
@@ -40,13 +57,18 @@ def attended_by(start: int, count: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """Coefficients in seconds: of a step at all, each row, each prefill token, each key attended or read."""
+    """Coefficients in seconds: of a step at all, each row, each prefill token, each key attended or read,
+    each draft that is verified and verifying at all, each pass of the draft model and each token in it."""
 
     base: float
     row: float
     token: float
     attended: float
     read: float
+    draft: float = 0.0
+    verify: float = 0.0
+    round: float = 0.0
+    guess: float = 0.0
 
     def seconds(self, work: Work) -> float:
         """Of a whole step."""
@@ -56,6 +78,10 @@ class Costs:
             + self.token * work.tokens
             + self.attended * work.attended
             + self.read * work.read
+            + self.draft * work.drafts
+            + self.verify * work.verifies
+            + self.round * work.rounds
+            + self.guess * work.guesses
         )
 
     def prefill(self, start: int, count: int) -> float:
@@ -79,11 +105,15 @@ class Costs:
 
 
 # A guess before the first measured step: a model of some hundred million parameters on a CPU.
-TYPICAL = Costs(base=5e-3, row=2e-4, token=8e-4, attended=1e-7, read=1e-7)
+TYPICAL = Costs(
+    base=5e-3, row=2e-4, token=8e-4, attended=1e-7, read=1e-7, draft=8e-4, verify=2e-4, round=1e-3, guess=2e-4
+)
 
 MEMORY = 256  # steps of either kind after which a measurement counts 1/e
 PRIOR_STEPS = 2.0  # how many measured steps the prior's proportions are worth
 LEAST = 0.02  # of the prior, scaled to what was measured: no cost is ever taken for nothing
+FEW = 5  # steps before which none is far off
+HEAVIEST = 1e6  # weight of a step
 OUTLIER = 3.0  # typical errors beyond which a step counts less, the further off the less
 EAGER = 32  # steps after which the coefficients are refitted less often
 REFIT_EVERY = 8
@@ -92,7 +122,7 @@ SETTLED = 512
 REFIT_SETTLED_EVERY = 32
 SWEEPS = 24
 PACE_STEP = 0.03  # how fast the prediction follows a device that slows down or speeds up as a whole
-SIZE = 5
+SIZE = len(fields(Costs))
 _Matrix = list[list[float]]
 
 
@@ -100,17 +130,28 @@ class _Samples:
     """Sums over the measured steps of one kind, the older the lighter."""
 
     def __init__(self) -> None:
-        self.products: _Matrix = [[0.0] * SIZE for _ in range(SIZE)]
-        self.targets = [0.0] * SIZE
+        self._products: _Matrix = [[0.0] * SIZE for _ in range(SIZE)]
+        self._targets = [0.0] * SIZE
+        self._weight = 1.0  # of the latest step: it grows, so that older ones need not be made lighter
 
     def add(self, parts: list[float], target: float, weight: float) -> None:
         """A step that took `target`, of which the prior expects `parts`."""
-        keep = 1.0 - 1.0 / MEMORY
-        for i, row in enumerate(self.products):
-            part = weight * parts[i]
-            self.targets[i] = keep * self.targets[i] + part * target
-            for j in range(SIZE):
-                row[j] = keep * row[j] + part * parts[j]
+        self._weight *= 1.0 / (1.0 - 1.0 / MEMORY)
+        if self._weight > HEAVIEST:
+            self._products, self._targets = self.sums()
+            self._weight = 1.0
+        given = [(i, part) for i, part in enumerate(parts) if part]
+        for i, part in given:
+            weighted = weight * self._weight * part
+            self._targets[i] += weighted * target
+            row = self._products[i]
+            for j, other in given:
+                row[j] += weighted * other
+
+    def sums(self) -> tuple[_Matrix, list[float]]:
+        """Of products of parts, and of parts and targets, where the latest step has its own weight."""
+        share = 1.0 / self._weight
+        return [[share * x for x in row] for row in self._products], [share * x for x in self._targets]
 
 
 class CostModel:
@@ -118,15 +159,14 @@ class CostModel:
 
     The coefficients are the prior's times factors that are fitted by least squares of relative errors, kept
     positive, and drawn towards one common factor as long as the steps do not tell them apart. Steps that
-    only decode and steps that prefill are forgotten separately, so an hour of decoding does not unlearn
-    what a prefill costs. A step far off counts little. On top, one factor follows the device's pace.
+    only decode, that verify drafts and that prefill are forgotten separately, so an hour of decoding does not
+    unlearn what a prefill costs. A step far off counts little. On top, one factor follows the device's pace.
     """
 
     def __init__(self, prior: Costs = TYPICAL) -> None:
-        self._prior = (prior.base, prior.row, prior.token, prior.attended, prior.read)
+        self._prior = astuple(prior)
         self._factors = [1.0] * SIZE
-        self._decodes = _Samples()
-        self._prefills = _Samples()
+        self._decodes, self._verifies, self._prefills = _Samples(), _Samples(), _Samples()
         self._pace = 1.0
         self.typical_error = 0.5  # of a prediction, relative: a running median
         self.steps = 0  # measured so far
@@ -140,12 +180,12 @@ class CostModel:
         fitted = sum([f * p for f, p in zip(self._factors, parts, strict=True)])
         error = seconds / (fitted * self._pace) - 1.0
         weight = 1.0
-        if self.steps >= SIZE:  # before that there is nothing to be far off from
+        if self.steps >= FEW:  # before that there is nothing to be far off from
             weight = min(1.0, OUTLIER * self.typical_error / max(abs(error), 1e-9))
             self._follow(error)
         self.steps += 1
         scale = max(seconds, fitted)  # relative errors, and a step that hung is not the measure of the rest
-        samples = self._prefills if work.tokens else self._decodes
+        samples = self._prefills if work.tokens else self._verifies if work.verifies else self._decodes
         samples.add([part / scale for part in parts], seconds / scale, weight)
         every = 1 if self.steps <= EAGER else REFIT_EVERY if self.steps <= SETTLED else REFIT_SETTLED_EVERY
         if self.steps % every == 0:
@@ -160,18 +200,22 @@ class CostModel:
 
     def _fit(self) -> None:
         """Minimise the weighted squares by coordinate descent, which keeps every factor positive."""
-        decodes, prefills = self._decodes, self._prefills
+        kinds = [kind.sums() for kind in (self._decodes, self._verifies, self._prefills)]
+        targets = [sum(parts) for parts in zip(*(of for _, of in kinds), strict=True)]
         products = [
-            [a + b for a, b in zip(*rows, strict=True)]
-            for rows in zip(decodes.products, prefills.products, strict=True)
+            [sum(parts) for parts in zip(*rows, strict=True)]
+            for rows in zip(*(matrix for matrix, _ in kinds), strict=True)
         ]
-        targets = [a + b for a, b in zip(decodes.targets, prefills.targets, strict=True)]
         common = sum(targets) / max(sum(map(sum, products)), 1e-30)  # the best single factor for all
         doubt = PRIOR_STEPS / max(self.steps, 1)
-        factors = self._factors
+        factors, seen = self._factors, [i for i in range(SIZE) if products[i][i]]
+        for i in range(SIZE):
+            if i not in seen:
+                factors[i] = common
+        rows = [(i, [(j, products[i][j]) for j in seen if j != i], products[i][i]) for i in seen]
         for _ in range(SWEEPS):
-            for i, row in enumerate(products):
-                others = sum([a * f for a, f in zip(row, factors, strict=True)]) - row[i] * factors[i]
-                ridge = doubt * row[i] + 1e-9  # of its own size: much that is known of one proves no other
-                best = (targets[i] - others + ridge * common) / (row[i] + ridge)
+            for i, row, own in rows:
+                others = sum([product * factors[j] for j, product in row])
+                ridge = doubt * own + 1e-9  # of its own size: much that is known of one proves no other
+                best = (targets[i] - others + ridge * common) / (own + ridge)
                 factors[i] = max(LEAST * common, best)

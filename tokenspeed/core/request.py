@@ -43,7 +43,8 @@ class Request:
     runs first. `account` is whose fair share and caps it counts against. `arrival` and `deadline` are in
     seconds of the engine's clock; by the deadline its first token is wanted, or it is refused at once.
     `prompt_logprobs` asks for the log-probabilities of the prompt's own tokens with that many alternatives
-    (None: not wanted). Choice i draws with `sampling.seed + i`.
+    (None: not wanted). Choice i draws with `sampling.seed + i`. Without `speculation` it carries no drafts,
+    which changes nothing but the time that it takes.
     """
 
     id: str
@@ -58,6 +59,7 @@ class Request:
     arrival: float = 0.0
     deadline: float | None = None
     prompt_logprobs: int | None = None
+    speculation: bool = True
 
 
 class TokenLogprob(NamedTuple):
@@ -76,11 +78,13 @@ class FinishReason(StrEnum):
 
 
 class TokenDelta(NamedTuple):
-    """New tokens of one choice. A stop id that ended the choice is not among them."""
+    """New tokens of one choice, the first `held` of which were drafts. A stop id that ended the choice is not
+    among them."""
 
     choice: int
     tokens: tuple[int, ...]
     logprobs: tuple[TokenLogprob, ...] | None = None
+    held: int = 0
 
 
 class PromptScored(NamedTuple):

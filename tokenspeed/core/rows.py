@@ -7,6 +7,7 @@ from typing import NamedTuple
 from tokenspeed.core.costs import Costs, Work
 from tokenspeed.core.plan import Draw, Row
 from tokenspeed.core.sequence import Sequence
+from tokenspeed.core.speculation import Carried
 
 # A named tuple's own constructor takes twice as long, and this is done for every row of every step.
 _new = tuple.__new__
@@ -17,6 +18,11 @@ class Flight(NamedTuple):
 
     owners: list[tuple[Sequence, int]]
     work: Work
+
+    @property
+    def verifies(self) -> bool:
+        """Whether rows carry drafts, so that what follows them is not known before the step has ended."""
+        return self.work.verifies > 0
 
 
 class Planning:
@@ -32,6 +38,13 @@ class Planning:
         self.planned.add(sequence.id)
         self.owners.append((sequence, sequence.epoch))
         self.rows.append(next_row(sequence, count, len(self.rows)))
+
+    def carry(self, sequence: Sequence, carried: Carried) -> None:
+        """Let a sequence's row carry drafts, for which there are blocks."""
+        row = self.rows[sequence.row]
+        self.rows[sequence.row] = row._replace(
+            blocks=sequence.table, drafts=carried.drafts, guess=carried.guess, behind=carried.behind
+        )
 
     def used(self, costs: Costs) -> dict[str, float]:
         """Seconds that the rows of each account add to the step."""

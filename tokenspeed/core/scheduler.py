@@ -20,6 +20,7 @@ from tokenspeed.core.queues import Queues, by_age, place
 from tokenspeed.core.request import Event, Finished, FinishReason, PromptScored, Request, TokenDelta
 from tokenspeed.core.rows import Flight, Planning, may_run_ahead
 from tokenspeed.core.sequence import Sequence
+from tokenspeed.core.speculation import Carried, Speculation, SpeculationOptions
 from tokenspeed.core.tables import BlockTables
 from tokenspeed.errors import RequestError
 
@@ -44,11 +45,13 @@ class Scheduler:
         prefix_cache: bool = True,
         accounts: Mapping[str, Account] = NO_ACCOUNTS,
         prior: Costs = TYPICAL,
+        speculation: Speculation | None = None,
     ) -> None:
         self.capacity = capacity
         self.options = options
         self.tables = BlockTables(capacity, prefix_cache=prefix_cache)
         self.costs = CostModel(prior)
+        self.speculation = speculation or Speculation(SpeculationOptions(drafter="off"))
         self.preemptions = 0
         self.prompt_tokens = 0
         self.cached_tokens = 0
@@ -128,9 +131,13 @@ class Scheduler:
 
     def plan(self, now: float) -> StepPlan | None:
         """The next step, or None when there is nothing to do until a result or a request comes."""
+        if self._flight and self._waits():
+            return None
         planning = Planning()
         prefills, read = self._plan_decodes(planning)
         work = Work(len(planning.rows), read=read)
+        if self.speculation.active and not self._flight:
+            work = self._carry_drafts(planning, work)
         if prefills or self._queues.waiting:
             for sequence, count in self._prefill_shares(prefills, work, now):
                 fitting = self._grow(sequence, count, planning.planned)
@@ -150,19 +157,27 @@ class Scheduler:
         """Take a step's result in; the events are in the order of its rows."""
         events: list[Happening] = []
         size = self.capacity.block_size
+        drafts_held = 0
         owners, work = self._flight.pop(plan.number)
         self.costs.observe(work, result.seconds)
         for row, given, (sequence, epoch) in zip(plan.rows, result.rows, owners, strict=True):
             if sequence.epoch != epoch:
                 continue  # it ended, or was preempted, while the step ran
             sequence.computed += len(row.tokens)
+            held = self._take_drafts(sequence, given) if len(given.tokens) > 1 else 0
+            drafts_held += held
             if (sequence.published + 1) * size <= sequence.computed:
                 self.tables.publish(sequence)
             if sequence.siblings and sequence.computed >= sequence.prompt_length - 1:
                 self._release_siblings(sequence)
             if row.targets or sequence.wants_scores:
                 self._take_scores(sequence, given, events)
-            self._take_token(sequence, row, given, events)
+            self._take_token(sequence, row, given, held, events)
+            if sequence.speculates and self.speculation.active and row.draw and sequence.epoch == epoch:
+                self.speculation.learn(sequence, row, given.guessed, held, held + 1)
+        if work.verifies:
+            self.speculation.waited(result.idle)
+            self.speculation.step(self.costs.costs, work, drafts_held)
         return events
 
     def fail(self, plan: StepPlan, error: str) -> list[Happening]:
@@ -196,6 +211,40 @@ class Scheduler:
                 read += planned + 1
         return prefills, read
 
+    # -- who carries drafts -------------------------------------------------------------------------
+
+    def _waits(self) -> bool:
+        """Whether the next step needs what those in flight give."""
+        if not self.speculation.active:
+            return False
+        if any(flight.verifies for flight in self._flight.values()):
+            return True
+        return self.speculation.waits(self._queues.running.values(), self.costs.costs)
+
+    def _carry_drafts(self, planning: Planning, work: Work) -> Work:
+        """Let rows carry the drafts that pay; the work that it makes then. Nobody loses blocks for them."""
+        options, costs = self.options, self.costs.costs
+        seconds = max(options.target_step_ms / 1e3, costs.seconds(work)) if options.target_step_ms else inf
+        most = (1.0 - options.eldest_share) * options.step_tokens - work.rows
+        ready = [sequence for sequence, _ in planning.owners]
+        for sequence, carried in self.speculation.choose(ready, costs, work, seconds=seconds, most=most):
+            carried = self._with_blocks(sequence, carried)
+            if carried.drafts or carried.guess:
+                planning.carry(sequence, carried)
+                work = work.with_drafts(len(carried.drafts), carried.guess, len(carried.behind))
+        return work
+
+    def _with_blocks(self, sequence: Sequence, carried: Carried) -> Carried:
+        """As many of the drafts as there are blocks for, which the sequence then has."""
+        tables, wanted = self.tables, len(carried.drafts) or carried.guess
+        blocks = min(tables.missing(sequence, wanted), tables.pool.available)
+        if blocks > 0:
+            tables.extend(sequence, blocks)
+        room = len(sequence.blocks) * self.capacity.block_size - sequence.planned
+        if room >= wanted:
+            return carried
+        return Carried(carried.drafts[:room], min(carried.guess, room), carried.behind if room else ())
+
     # -- who prefills, and how much -----------------------------------------------------------------
 
     def _prefill_shares(
@@ -223,7 +272,9 @@ class Scheduler:
     def _budget(self, decodes: Work, *, alone: bool) -> Budget:
         costs = self.costs.costs
         spent, shares = costs.seconds(decodes), self._policy.shares
-        return step_budget(self.options, costs, decodes=spent, rows=decodes.rows, alone=alone, shares=shares)
+        return step_budget(
+            self.options, costs, decodes=spent, rows=decodes.rows + decodes.drafts, alone=alone, shares=shares
+        )
 
     def _start_waiting(
         self, prefills: list[Sequence], budget: Budget, over: Collection[str], now: float
@@ -325,17 +376,35 @@ class Scheduler:
 
     # -- results ------------------------------------------------------------------------------------
 
-    def _take_token(self, sequence: Sequence, row: Row, given: RowResult, events: list[Happening]) -> None:
+    def _take_drafts(self, sequence: Sequence, given: RowResult) -> int:
+        """Drafts that held are tokens, and computed; their number. What follows a stop id is nothing."""
+        drafts, stops = given.tokens[:-1], sequence.request.stop_ids
+        if not stops.isdisjoint(drafts):
+            drafts = drafts[: next(n for n, token in enumerate(drafts) if token in stops)]
+        sequence.tokens += drafts
+        sequence.computed += len(drafts)
+        sequence.planned += len(drafts)
+        return len(drafts)
+
+    def _take_token(
+        self, sequence: Sequence, row: Row, given: RowResult, held: int, events: list[Happening]
+    ) -> None:
+        """The token that was sampled, behind the drafts that `held`."""
         if given.error is not None:
             events.append((sequence, self._finish(sequence, FinishReason.ERROR, error=given.error)))
         elif row.draw is not None:
-            (token,) = given.tokens
+            token = given.tokens[held]
             sequence.in_flight -= 1
             if token in sequence.request.stop_ids:
+                if held:
+                    logprobs = given.logprobs and given.logprobs[:held]
+                    events.append(
+                        (sequence, TokenDelta(sequence.choice, given.tokens[:held], logprobs, held))
+                    )
                 events.append((sequence, self._finish(sequence, FinishReason.STOP, stop_id=token)))
                 return
             sequence.tokens.append(token)
-            events.append((sequence, TokenDelta(sequence.choice, given.tokens, given.logprobs)))
+            events.append((sequence, TokenDelta(sequence.choice, given.tokens, given.logprobs, held)))
             if len(sequence.tokens) >= sequence.limit:
                 events.append((sequence, self._finish(sequence, FinishReason.LENGTH)))
         elif sequence.computed >= sequence.limit:  # only a prompt was asked to be computed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tokenspeed.core.prefix import ROOT
+from tokenspeed.core.prospects import Prospects
 from tokenspeed.core.request import Request, TokenLogprob
 
 
@@ -21,6 +22,7 @@ class Sequence:
         "computed",
         "due",
         "epoch",
+        "foretold",
         "id",
         "in_flight",
         "leader",
@@ -30,6 +32,7 @@ class Sequence:
         "penalised",
         "planned",
         "prompt_length",
+        "prospects",
         "published",
         "request",
         "row",
@@ -37,6 +40,7 @@ class Sequence:
         "scoring",
         "seed",
         "siblings",
+        "speculates",
         "started",
         "table",
         "tokens",
@@ -62,6 +66,9 @@ class Sequence:
         self.cached = 0  # prompt tokens found computed when it first started
         self.epoch = 0
         self.row = -1  # its row in the plan that samples its token in flight
+        self.speculates = request.speculation
+        self.prospects: Prospects | None = None  # of drafts, once it has a token of its own
+        self.foretold = 0  # how much speaks for drafts that were looked up; 0: there are none
         self.forget()
 
     def forget(self) -> None:
@@ -75,6 +82,8 @@ class Sequence:
         self.published = 0  # of its blocks, how many others may find
         self.node = ROOT
         self.scoring: list[TokenLogprob] = []  # log-probabilities of the prompt so far
+        if self.prospects is not None:
+            self.prospects.computed = 0
 
     @property
     def pending(self) -> int:

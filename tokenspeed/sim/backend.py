@@ -75,9 +75,10 @@ def token(seed: int, position: int) -> int:
 class SimBackend:
     """A `Backend` on the clock of the running loop; the steps that `fails` picks fail as a whole.
 
-    A step takes what `costs` say. With `says` only time is simulated: nothing is hashed or checked, a row's
-    token is what `says` makes of its draw, and `plans` stays empty, so that contexts of tens of thousands of
-    tokens and hours of traffic fit.
+    A step takes what `costs` say. Its draft model is `guesses`: of a row that asks for drafts, and the ones
+    that would hold, it makes drafts; its memory is checked as well. With `says` only time is simulated:
+    nothing is hashed or checked, a row's token is what `says` makes of its draw, and `plans` stays empty, so
+    that contexts of tens of thousands of tokens and hours of traffic fit.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class SimBackend:
         vocabulary: int = 1000,
         costs: Costs = EVEN,
         says: Callable[[Draw], int] | None = None,
+        guesses: Callable[[Row, tuple[int, ...]], tuple[int, ...]] = lambda row, right: (),
         fails: Callable[[StepPlan], bool] = lambda plan: False,
     ) -> None:
         self._capacity = capacity
@@ -95,6 +97,8 @@ class SimBackend:
         self._says = says
         self._fails = fails
         self._pool = np.zeros(capacity.blocks * capacity.block_size if says is None else 0, np.uint64)
+        self._draft_pool = self._pool.copy()
+        self._guesses = guesses
         self._free_at = 0.0
         self._last: list[int] = []
         self.plans: list[StepPlan] = []
@@ -128,8 +132,16 @@ class SimBackend:
             future.set_result(StepResult(tuple([_said(row, says) for row in plan.rows]), seconds))
             return
         self._check_writes(plan)
-        inputs = [self._write(row) for row in plan.rows]  # all rows write before any attends, as on a device
-        results = tuple(self._row(row, tokens) for row, tokens in zip(plan.rows, inputs, strict=True))
+        guessed = [self._guess(row) for row in plan.rows]
+        rows = [
+            row._replace(drafts=drafts) if row.guess else row
+            for row, drafts in zip(plan.rows, guessed, strict=True)
+        ]
+        inputs = [self._write(row) for row in rows]  # all rows write before any attends, as on a device
+        results = tuple(
+            self._row(row, tokens)._replace(guessed=drafts)
+            for row, tokens, drafts in zip(rows, inputs, guessed, strict=True)
+        )
         self._last = [result.tokens[0] if result.tokens else 0 for result in results]
         future.set_result(StepResult(results, seconds))
 
@@ -138,7 +150,10 @@ class SimBackend:
         size = self._capacity.block_size
         written: set[int] = set()
         for row in plan.rows:
-            blocks = row.blocks[row.start // size : -(-(row.start + len(row.tokens)) // size)]
+            stop = row.start + len(row.tokens) + len(row.drafts) + row.guess
+            if stop > len(row.blocks) * size:
+                raise RuntimeError(f"step {plan.number}: a row's blocks do not cover its drafts")
+            blocks = row.blocks[row.start // size : -(-stop // size)]
             if not written.isdisjoint(blocks):
                 raise RuntimeError(f"step {plan.number}: two rows write the same block")
             written.update(blocks)
@@ -150,11 +165,35 @@ class SimBackend:
 
     def _write(self, row: Row) -> tuple[int, ...]:
         tokens = row.tokens if row.source < 0 else (self._last[row.source],)
-        stop = row.start + len(tokens)
-        self._pool[self._slots(row, row.start, stop)] = _slot_values(np.array(tokens, np.int64), row.start)
+        written = np.array(tokens + row.drafts, np.int64)
+        stop = row.start + len(written)
+        self._pool[self._slots(row, row.start, stop)] = _slot_values(written, row.start)
         return tokens
 
+    def _guess(self, row: Row) -> tuple[int, ...]:
+        """What the draft model makes of a row that asks it, once it has computed what it lacked."""
+        if not row.guess or row.draw is None:
+            return ()
+        first = row.start - len(row.behind)
+        lacked = np.array(row.behind + row.tokens, np.int64)
+        self._draft_pool[self._slots(row, first, row.start + 1)] = _slot_values(lacked, first)
+        before = self._slots(row, 0, row.start)
+        if not np.array_equal(self._draft_pool[before], self._pool[before]):
+            raise RuntimeError("the draft model has computed something else than the sequence")
+        context, right = self._pool[before], list(row.tokens)
+        for ahead in range(row.guess):
+            token = np.array([right[-1]], np.int64)
+            context = np.append(context, _slot_values(token, row.start + ahead))
+            right.append(self._draw(context, row.draw))
+        drafts = self._guesses(row, tuple(right[1:]))[: row.guess]
+        computed = np.array(drafts[:-1], np.int64)
+        at = self._slots(row, row.start + 1, row.start + 1 + len(computed))
+        self._draft_pool[at] = _slot_values(computed, row.start + 1)
+        return drafts
+
     def _row(self, row: Row, tokens: tuple[int, ...]) -> RowResult:
+        if row.drafts and row.draw is not None:
+            return self._verified(row, row.draw)
         stop = row.start + len(tokens)
         context = self._pool[self._slots(row, 0, stop)]
         if (context == _EMPTY).any():
@@ -165,6 +204,20 @@ class SimBackend:
         token = self._draw(context, row.draw)
         logprobs = None if row.draw.sampling.logprobs is None else (TokenLogprob(token, -1.0),)
         return RowResult((token,), logprobs, scored)
+
+    def _verified(self, row: Row, draw: Draw) -> RowResult:
+        """The drafts that hold, and the token after them."""
+        context = self._pool[self._slots(row, 0, row.start + 1 + len(row.drafts))]
+        if (context == _EMPTY).any():
+            return RowResult(error="the row attends a slot that was never written")
+        tokens: list[int] = []
+        for ahead, draft in enumerate((*row.drafts, None)):
+            tokens.append(self._draw(context[: row.start + 1 + ahead], draw))
+            if tokens[-1] != draft:
+                break
+        asked = draw.sampling.logprobs is not None
+        logprobs = tuple(TokenLogprob(token, -1.0) for token in tokens) if asked else None
+        return RowResult(tuple(tokens), logprobs)
 
     def _draw(self, context: Hashes, draw: Draw) -> int:
         return _sampled(context, draw.sampling, draw.seed, self._vocabulary, draw.banned)

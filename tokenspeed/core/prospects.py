@@ -1,0 +1,77 @@
+"""What is known of drafts: where those of a sequence come from, and how often drafts of a kind have held."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+MEMORY = 500  # drafts after which one counts 1/e
+PRIOR_DRAFTS = 10.0  # what is expected before is worth so many
+OWN_MEMORY = 20  # of a sequence
+OWN_PRIOR = 3.0
+
+
+class Source(Protocol):
+    """Where the drafts of one sequence are looked up; `Lookup` is one."""
+
+    @property
+    def common(self) -> int:
+        """How much speaks for what it proposes: 0 to `LONGEST`; 0: it proposes nothing."""
+        ...
+
+    def extend(self, tokens: Sequence[int]) -> list[tuple[int, bool]]:
+        """These tokens came; for each that it foretold, `common` before it and whether it came true."""
+        ...
+
+    def propose(self, most: int) -> tuple[int, ...]: ...
+
+
+class Outcome:
+    """How often drafts of some class held, the older the lighter."""
+
+    __slots__ = ("_held", "_tried")
+
+    def __init__(self, expected: float) -> None:
+        self._held = expected * PRIOR_DRAFTS
+        self._tried = PRIOR_DRAFTS
+
+    @property
+    def chance(self) -> float:
+        return self._held / self._tried
+
+    def learn(self, held: bool) -> None:
+        keep = 1.0 - 1.0 / MEMORY
+        self._held = keep * self._held + held
+        self._tried = keep * self._tried + 1.0
+
+
+class Luck:
+    """How drafts of one sequence held, beside what was expected of them."""
+
+    __slots__ = ("_expected", "_held")
+
+    def __init__(self) -> None:
+        self._held = 0.0
+        self._expected = 0.0
+
+    @property
+    def factor(self) -> float:
+        return (self._held + OWN_PRIOR) / (self._expected + OWN_PRIOR)
+
+    def learn(self, held: bool, chance: float) -> None:
+        keep = 1.0 - 1.0 / OWN_MEMORY
+        self._held = keep * self._held + held
+        self._expected = keep * self._expected + chance
+
+
+class Prospects:
+    """What one sequence's drafts come from, and how they did."""
+
+    __slots__ = ("computed", "found", "guessed", "source", "tried_at")
+
+    def __init__(self, source: Source | None) -> None:
+        self.source = source
+        self.found = Luck()
+        self.guessed = Luck()
+        self.computed = 0  # tokens that the draft model has computed
+        self.tried_at = 0  # tokens that there were when it last guessed

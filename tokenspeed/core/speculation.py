@@ -1,0 +1,320 @@
+"""How many drafts each row of a step carries: as many as pay, by what steps cost and how drafts have held."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from math import inf
+from typing import NamedTuple
+
+from tokenspeed.core import sequence as core
+from tokenspeed.core.costs import Costs, Work
+from tokenspeed.core.lookup import LONGEST, Lookup
+from tokenspeed.core.plan import Row
+from tokenspeed.core.prospects import Outcome, Prospects, Source
+from tokenspeed.options import option
+
+LOOKUP, MODEL = "ngram", "model"  # whose drafts
+# What drafts of each kind should hold, before any did: by what an occurrence has in common with the end, and
+# by position behind a token for those of a draft model.
+CLASSES = (0, 3, 4, 5, 6, 8, 12, 16, 24)  # least tokens in common
+FOUND = (0.3, 0.35, 0.45, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9)
+GUESSED = 0.6
+SURE = 0.98  # no draft holds more often than that
+GAIN = 1.03  # tokens a second with drafts, over those without, before any are sent: predictions have errors
+PROBE_EVERY = (
+    256  # steps in which drafts would be likely to hold, but not to pay: one carries some all the same
+)
+LIKELY = 0.5
+PROBED = 4  # drafts
+RETRY_TOKENS = 64  # after which a sequence whose guesses did not pay tries one
+CATCH_UP = 32  # tokens over which the draft model's delay is spread
+GAP_MEMORY = 32  # steps
+GAP = 3e-4  # seconds, before one was measured
+
+
+@dataclass(frozen=True, slots=True)
+class SpeculationOptions:
+    """`[speculation]`. With `draft` empty, only the built-in model has a draft model."""
+
+    drafter: str = option("auto", choices=("auto", "ngram", "model", "off"))
+    draft: str = option("")  # a folder, or a hub id
+    most_drafts: int = option(8, at_least=1, at_most=32)  # of a row in a step
+    control: str = option("adaptive", choices=("adaptive", "always"))
+
+
+class Offer(NamedTuple):
+    """A row that could carry drafts: `chances[j]` that the first j + 1 of them hold."""
+
+    sequence: core.Sequence
+    chances: list[float]
+    guessed: bool  # by the draft model, which lacks `behind` tokens
+    behind: int = 0
+
+
+class Carried(NamedTuple):
+    """What a row carries: drafts that were looked up, or how many the draft model guesses behind `behind`."""
+
+    drafts: tuple[int, ...] = ()
+    guess: int = 0
+    behind: tuple[int, ...] = ()
+
+
+@dataclass(slots=True)
+class Counts:
+    """Since the start: by drafter, and by position behind a row's token. Seconds are predicted."""
+
+    drafted: Counter[str] = field(default_factory=Counter)
+    accepted: Counter[str] = field(default_factory=Counter)
+    drafted_at: Counter[int] = field(default_factory=Counter)
+    accepted_at: Counter[int] = field(default_factory=Counter)
+    spent: float = 0.0  # that steps took longer
+    saved: float = 0.0  # that tokens which held would have taken otherwise
+    failures: int = 0
+
+
+class Speculation:
+    """Decides which rows carry which drafts. `look_up` makes the source of a sequence's drafts.
+
+    Whether drafts would have held is seen without sending any, as long as they are looked up; what verifying
+    costs is learned from steps that do.
+    """
+
+    def __init__(
+        self,
+        options: SpeculationOptions,
+        *,
+        guesses: bool = False,
+        look_up: Callable[[Iterable[int]], Source] = Lookup,
+        failed: Callable[[Exception], None] = lambda error: None,
+    ) -> None:
+        """`guesses`: the backend has a draft model. `failed` is told why a source is used no more."""
+        self.counts = Counts()
+        self._options = options
+        self._look_up = look_up if options.drafter in ("auto", LOOKUP) else None
+        self._failed = failed
+        self.guesses = guesses and options.drafter in ("auto", MODEL)
+        self._found = [Outcome(chance) for chance in FOUND]
+        self._class = [max(n for n, least in enumerate(CLASSES) if least <= c) for c in range(LONGEST + 1)]
+        self._guessed = [Outcome(GUESSED) for _ in range(options.most_drafts)]
+        self._gap = GAP  # seconds that the device waits for a step that needs the result of the one before
+        self._unpaid = 0  # steps in which drafts were likely, and not sent
+        self._probing = False
+
+    @property
+    def active(self) -> bool:
+        return self.guesses or self._look_up is not None
+
+    # -- what came ----------------------------------------------------------------------------------
+
+    def learn(self, sequence: core.Sequence, row: Row, guessed: Sequence[int], held: int, new: int) -> None:
+        """The last `new` tokens of a sequence came, `held` of them as drafts of this row."""
+        prospects = sequence.prospects
+        if prospects is None:
+            prospects = sequence.prospects = Prospects(self._source(sequence.tokens))
+        elif (source := prospects.source) is not None:
+            self._learn_found(prospects, source, sequence.tokens[-new:])
+        sequence.foretold = 0 if prospects.source is None else prospects.source.common
+        if row.guess:
+            self._learn_guessed(prospects, row, len(guessed), held)
+        if row.drafts or guessed:
+            self._count(MODEL if row.guess else LOOKUP, len(row.drafts) or len(guessed), held)
+
+    def waited(self, seconds: float) -> None:
+        """The device waited so long for a step that carries drafts."""
+        self._gap += (min(seconds, 10.0 * self._gap) - self._gap) / GAP_MEMORY
+
+    def step(self, costs: Costs, work: Work, held: int) -> None:
+        """A step with drafts was done, of which so many held."""
+        plain = self._without_drafts(costs, work)
+        self.counts.spent += costs.seconds(work) - plain
+        self.counts.saved += held * plain / max(work.rows, 1)
+
+    def _source(self, tokens: Sequence[int]) -> Source | None:
+        if self._look_up is None:
+            return None
+        try:
+            return self._look_up(tokens)
+        except Exception as error:
+            self._give_up(error)
+            return None
+
+    def _give_up(self, error: Exception) -> None:
+        """Drafts are looked up no more."""
+        self._look_up = None
+        self.counts.failures += 1
+        self._failed(error)
+
+    def _learn_found(self, prospects: Prospects, source: Source, tokens: Sequence[int]) -> None:
+        try:
+            foretold = source.extend(tokens)
+        except Exception as error:
+            prospects.source = None
+            self._give_up(error)
+            return
+        for common, true in foretold:
+            outcome = self._found[self._class[common]]
+            prospects.found.learn(true, outcome.chance)
+            outcome.learn(true)
+
+    def _learn_guessed(self, prospects: Prospects, row: Row, count: int, held: int) -> None:
+        prospects.tried_at = row.start + 1
+        prospects.computed = row.start + 1 + min(held, max(count - 1, 0))
+        for position in range(min(held + 1, count)):
+            outcome = self._guessed[position]
+            prospects.guessed.learn(position < held, outcome.chance)
+            outcome.learn(position < held)
+
+    def _count(self, drafter: str, drafted: int, held: int) -> None:
+        counts = self.counts
+        counts.drafted[drafter] += drafted
+        counts.accepted[drafter] += held
+        counts.drafted_at.update(range(drafted))
+        counts.accepted_at.update(range(held))
+
+    # -- what to send -------------------------------------------------------------------------------
+
+    def waits(self, running: Iterable[core.Sequence], costs: Costs) -> bool:
+        """Whether the next step should wait for tokens in flight, because drafts behind them would pay."""
+        ahead = [s for s in running if s.in_flight and s.pending == 1]
+        offers = [offer for s in ahead if (s.foretold or self.guesses) and (offer := self._offer(s, 1))]
+        if not offers:
+            return False
+        work = Work(len(ahead), read=sum(s.planned + 1 for s in ahead))
+        return bool(self._chosen(offers, costs, work, inf, inf))
+
+    def choose(
+        self, ready: Iterable[core.Sequence], costs: Costs, work: Work, *, seconds: float, most: float
+    ) -> list[tuple[core.Sequence, Carried]]:
+        """What the rows of these sequences, whose tokens are all known, carry in a step of that `work`.
+
+        The step takes at most so many `seconds`, if it does without; there are at most so many drafts.
+        """
+        offers = [offer for s in ready if (s.foretold or self.guesses) and (offer := self._offer(s, 0))]
+        if not offers:
+            return []
+        found = []
+        for offer, count in self._chosen(offers, costs, work, seconds, most):
+            sequence, prospects = offer.sequence, offer.sequence.prospects
+            if prospects is None:
+                continue
+            if offer.guessed:
+                behind = tuple(sequence.tokens[prospects.computed : -1])
+                found.append((sequence, Carried(guess=count, behind=behind)))
+            elif drafts := self._proposed(prospects, count):
+                found.append((sequence, Carried(drafts)))
+        self._probing = False
+        return found
+
+    def _proposed(self, prospects: Prospects, count: int) -> tuple[int, ...]:
+        try:
+            return () if prospects.source is None else prospects.source.propose(count)
+        except Exception as error:
+            prospects.source = None
+            self._give_up(error)
+            return ()
+
+    def _offer(self, sequence: core.Sequence, ahead: int) -> Offer | None:
+        """What it could carry in a row behind `ahead` tokens that are not here yet."""
+        prospects = sequence.prospects
+        known = len(sequence.tokens) + ahead
+        most = min(self._options.most_drafts, sequence.limit - known - 1)
+        early = sequence.prompt_length + sequence.request.min_tokens - known
+        if early > 0:
+            most = min(most, early - 1)  # all that a row draws is bound by the same rules
+        if prospects is None or most <= 0 or not sequence.speculates:
+            return None
+        if sequence.foretold and self._look_up is not None:
+            chances = self._found_chances(prospects, sequence.foretold, ahead + most)[ahead:]
+            if not self.guesses or chances[0] >= self._guessed[0].chance:
+                return Offer(sequence, chances, False)
+        if not self.guesses:
+            return None
+        least = GUESSED if known - prospects.tried_at >= RETRY_TOKENS else 0.0
+        factor, held, chances = prospects.guessed.factor, 1.0, []
+        for outcome in self._guessed[:most]:
+            held *= min(SURE, max(outcome.chance * factor, least))
+            chances.append(held)
+        return Offer(sequence, chances, True, known - 1 - prospects.computed)
+
+    def _found_chances(self, prospects: Prospects, common: int, count: int) -> list[float]:
+        factor, held, chances = prospects.found.factor, 1.0, []
+        for further in range(count):
+            outcome = self._found[self._class[min(common + further, LONGEST)]]
+            held *= min(SURE, outcome.chance * factor)
+            chances.append(held)
+        return chances
+
+    def _chosen(
+        self, offers: list[Offer], costs: Costs, work: Work, seconds: float, most: float
+    ) -> list[tuple[Offer, int]]:
+        if self._options.control == "always":
+            return _first(offers, most)
+        if self._probing:
+            likely = max(offers, key=lambda offer: offer.chances[0])
+            return [(likely, min(PROBED, len(likely.chances)))]
+        rounds = max((len(offer.chances) for offer in offers if offer.guessed), default=0)
+        plain = costs.seconds(work)
+        best, chosen = GAIN * max(work.rows, 1) / plain, None
+        for count in range(rounds + 1):
+            rate, counts = self._filled(offers, costs, work, count, seconds, most)
+            if rate > best:
+                best, chosen = rate, counts
+        if chosen is not None:
+            return [(offer, count) for offer, count in zip(offers, chosen, strict=True) if count]
+        if max(offer.chances[0] for offer in offers) >= LIKELY:
+            self._unpaid += 1
+            if self._unpaid % PROBE_EVERY == 0:
+                self._probing = True
+                return self._chosen(offers, costs, work, seconds, most)
+        return []
+
+    def _filled(
+        self, offers: list[Offer], costs: Costs, work: Work, rounds: int, seconds: float, most: float
+    ) -> tuple[float, list[int]]:
+        """Tokens a second with so many rounds of the draft model, and the drafts of each offer: those most
+        likely to hold first, as long as each makes the step give more tokens a second."""
+        took = costs.seconds(work) + costs.verify + rounds * costs.round + self._gap
+        tokens = float(max(work.rows, 1))
+        counts = [0] * len(offers)
+        ranked = sorted(
+            (
+                (chance, n, draft)
+                for n, offer in enumerate(offers)
+                for draft, chance in enumerate(offer.chances[: rounds if offer.guessed else None])
+            ),
+            key=lambda one: (-one[0], one[1], one[2]),
+        )
+        sent = 0
+        for chance, n, draft in ranked:
+            offer = offers[n]
+            own, delay = costs.draft + costs.read, 0.0
+            if offer.guessed:
+                own += costs.guess
+                delay = costs.guess * offer.behind if draft == 0 else 0.0
+            if chance * took < tokens * (own + delay / CATCH_UP):
+                if offer.guessed:
+                    continue
+                break
+            if sent >= most or took + own + delay > seconds or counts[n] < draft:
+                continue
+            sent += 1
+            counts[n] += 1
+            took += own
+            tokens += chance
+        return (tokens / took if sent else 0.0), counts
+
+    def _without_drafts(self, costs: Costs, work: Work) -> float:
+        return costs.seconds(work._replace(drafts=0, verifies=0, rounds=0, guesses=0))
+
+
+def _first(offers: list[Offer], most: float) -> list[tuple[Offer, int]]:
+    """As many drafts of each as there may be."""
+    found = []
+    for offer in offers:
+        count = int(min(len(offer.chances), most))
+        if count > 0:
+            found.append((offer, count))
+            most -= count
+    return found
