@@ -83,9 +83,12 @@ def generate(
     max_tokens: Annotated[int, typer.Option(help="Tokens to generate at most.")] = 256,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     seed: Annotated[int | None, typer.Option(help="For temperatures above 0.")] = None,
+    speculation: Annotated[
+        str | None, typer.Option(help="Same as --set speculation.drafter=...: auto, ngram, model or off.")
+    ] = None,
 ) -> None:
-    """Continue a prompt in the terminal, as a stream."""
-    settings = load_config(config_file, set_, {"model.path": model})
+    """Continue a prompt in the terminal, as a stream; what came as accepted drafts is green."""
+    settings = load_config(config_file, set_, {"model.path": model, "speculation.drafter": speculation})
     text = sys.stdin.read() if prompt == "-" else prompt
     server = load_model(settings)
     request = GenerationRequest(
@@ -134,11 +137,20 @@ async def stream_to_terminal(server: Server, request: GenerationRequest) -> None
     try:
         generation = await server.generator.start(request)
         async for outputs in generation:
-            sys.stdout.write("".join(output.text for output in outputs if isinstance(output, Delta)))
+            sys.stdout.write("".join(_shown(output) for output in outputs if isinstance(output, Delta)))
             sys.stdout.flush()
     finally:
         sys.stdout.write("\n")
         await server.engine.stop()
+    counts = server.engine.scheduler.speculation.counts
+    if drafted := counts.drafted.total():
+        tokens, held = generation.usage.completion, counts.accepted.total()
+        console.print(f"{tokens} tokens, {held} of them drafts; {drafted} drafts were verified")
+
+
+def _shown(delta: Delta) -> str:
+    """In a terminal, green where it came as drafts and the token after them."""
+    return typer.style(delta.text, fg="green") if delta.held and sys.stdout.isatty() else delta.text
 
 
 def load_config(

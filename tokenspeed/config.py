@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
 from tokenspeed.api.options import KeyOptions, ServerOptions
 from tokenspeed.core.policy import POLICIES, SchedulerOptions
+from tokenspeed.core.speculation import SpeculationOptions
 from tokenspeed.errors import ConfigError
 from tokenspeed.generation.request import Limits
 from tokenspeed.model.options import DEVICE_NAMES, CacheOptions, DeviceOptions, KernelOptions, ModelOptions
@@ -31,6 +32,7 @@ class Config:
     device: DeviceOptions = field(default_factory=DeviceOptions)
     kernels: KernelOptions = field(default_factory=KernelOptions)
     scheduler: SchedulerOptions = field(default_factory=SchedulerOptions)
+    speculation: SpeculationOptions = field(default_factory=SpeculationOptions)
     limits: Limits = field(default_factory=Limits)
     keys: Mapping[str, KeyOptions] = field(default_factory=dict)
 

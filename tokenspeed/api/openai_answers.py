@@ -77,6 +77,7 @@ def common_fields(asked: CommonRequest, caller: Caller) -> dict[str, Any]:
         "priority": _priority(asked, caller),
         "account": caller.account,
         "deadline": None if asked.deadline_ms is None else asked.deadline_ms / 1000.0,
+        "speculation": asked.speculation,
     }
     return {name: value for name, value in given.items() if value is not None and value != []}
 

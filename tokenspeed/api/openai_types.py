@@ -39,6 +39,7 @@ class CommonRequest(msgspec.Struct, kw_only=True):
     ignore_eos: bool | None = None
     priority: int | None = None  # lower runs first
     deadline_ms: float | None = None  # from arrival until the first token is wanted
+    speculation: bool | None = None  # whether drafts may be used
 
 
 class Part(msgspec.Struct):

@@ -52,11 +52,15 @@ class Row(NamedTuple):
 
 
 class StepPlan(NamedTuple):
-    """One step: rows of distinct sequences, in an order that the result repeats; `seconds` are predicted."""
+    """One step: rows of distinct sequences, in an order that the result repeats; `seconds` are predicted.
+
+    `verifies`: some rows carry drafts, or guess them.
+    """
 
     number: int
     rows: tuple[Row, ...]
     seconds: float = 0.0
+    verifies: bool = False
 
     @property
     def prefills(self) -> bool:

@@ -151,7 +151,7 @@ class Scheduler:
         self._busy_until = (max(self._busy_until, now) if self._flight else now) + seconds
         self._flight[self._last_plan] = Flight(planning.owners, work)
         self._charge(planning, now)
-        return StepPlan(self._last_plan, tuple(planning.rows), seconds)
+        return StepPlan(self._last_plan, tuple(planning.rows), seconds, work.verifies > 0)
 
     def apply(self, plan: StepPlan, result: StepResult) -> list[Happening]:
         """Take a step's result in; the events are in the order of its rows."""

@@ -41,10 +41,12 @@ class Record:
         "arrived",
         "cached",
         "completion",
+        "drafted",
         "ended",
         "error",
         "first",
         "first_token",
+        "held",
         "id",
         "left_out",
         "open",
@@ -82,6 +84,8 @@ class Record:
         self.ended: float | None = None
         self.cached = 0
         self.completion = 0
+        self.drafted = 0  # drafts that were verified for it
+        self.held = 0  # of those, became tokens
         self.preemptions = 0
         self.own = 0.0
         self.reason: str | None = None

@@ -9,14 +9,17 @@ import time
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields
 
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from tokenspeed.core import sequence as core
+from tokenspeed.core.costs import Costs
 from tokenspeed.core.plan import StepPlan
 from tokenspeed.core.request import Finished, Request, TokenDelta
 from tokenspeed.core.scheduler import Happening, Scheduler
+from tokenspeed.core.speculation import LOOKUP, MODEL
 from tokenspeed.engine.causes import after, prefilling
 from tokenspeed.engine.families import (
     Histogram,
@@ -38,8 +41,9 @@ SECONDS = (  # 1 ms .. 60 s, finer where a person feels it
 RATES = (1, 2, 5, 10, 15, 20, 30, 40, 60, 80, 100, 150, 200, 300, 500, 1000, 2000, 5000)  # tokens/s
 RATIOS = (0.1, 0.25, 0.5, 0.67, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 4.0, 10.0)
 LENGTHS = (512, 2048, 8192, 32768)  # prompt tokens: a class of requests for each, one for what is longer
+DRAFTERS = (LOOKUP, MODEL)
 PRIORITIES = 10  # beyond it, to either side, classes are counted as this one
-COSTS = ("base", "row", "token", "attended", "read")
+COSTS = tuple(field.name for field in fields(Costs))
 CLASS = ("prompt_tokens", "priority")  # the labels of a class
 REFUSALS = (
     "overloaded",
@@ -204,6 +208,7 @@ class EngineMetrics(Collector):
         yield from self._of_requests()
         yield from self._of_steps()
         yield from self._of_costs()
+        yield from self._of_speculation()
         yield from self._of_blocks()
 
     def describe(self) -> Iterable[Metric]:
@@ -306,9 +311,45 @@ class EngineMetrics(Collector):
         yield gauges(
             "step_cost_seconds",
             "What a step costs, as learned: at all (base), and for each row, prefilled token, "
-            "key that such a token attends (attended), key that a decode row attends (read)",
+            "key that such a token attends (attended), key that a decode row attends (read), draft that is "
+            "verified, verifying at all (verify), pass of the draft model (round), token in it (guess)",
             ("of",),
             {(name,): getattr(model.costs, name) for name in COSTS},
+        )
+
+    def _of_speculation(self) -> Iterable[Metric]:
+        counts = self._scheduler.speculation.counts
+        yield counters(
+            "drafted_tokens",
+            "Drafts that were verified, by what found them",
+            ("drafter",),
+            {(drafter,): float(counts.drafted[drafter]) for drafter in DRAFTERS},
+        )
+        yield counters(
+            "accepted_tokens",
+            "Of those, the ones that became tokens of an answer",
+            ("drafter",),
+            {(drafter,): float(counts.accepted[drafter]) for drafter in DRAFTERS},
+        )
+        positions = [str(position) for position in range(max(counts.drafted_at, default=0) + 1)]
+        for name, told, by in (
+            ("drafted_position_tokens", "Drafts that were verified", counts.drafted_at),
+            ("accepted_position_tokens", "Drafts that became tokens", counts.accepted_at),
+        ):
+            yield counters(
+                name,
+                f"{told}, by how many drafts stood before them",
+                ("position",),
+                {(position,): float(by[int(position)]) for position in positions},
+            )
+        yield counter("speculation_spent_seconds", "By which drafts made steps longer", counts.spent)
+        yield counter(
+            "speculation_saved_seconds",
+            "That accepted drafts would have taken as single tokens",
+            counts.saved,
+        )
+        yield counter(
+            "speculation_failures", "Drafters that were switched off because they failed", counts.failures
         )
 
     def _of_blocks(self) -> Iterable[Metric]:

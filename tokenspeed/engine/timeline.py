@@ -85,6 +85,8 @@ class Timeline:
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
+    drafted_tokens: int  # drafts that were verified
+    accepted_tokens: int  # of the answer, those that were drafts
     arrived: float
     predicted: float  # from arrival to the first token, as foretold at the submission
     queued: float | None  # from arrival to its first step
@@ -115,6 +117,8 @@ class Timeline:
             "prompt_tokens": self.prompt_tokens,
             "cached_tokens": self.cached_tokens,
             "completion_tokens": self.completion_tokens,
+            "drafted_tokens": self.drafted_tokens,
+            "accepted_tokens": self.accepted_tokens,
             "arrived": round(self.arrived, 3),
             "predicted_ttft_ms": milliseconds(self.predicted),
             "queued_ms": milliseconds(self.queued),
@@ -225,6 +229,8 @@ class Timelines:
     def stepped(self, step: Step) -> None:
         self._now = step.ended
         self._latest = step
+        if step.plan.verifies:
+            self._drafts(step)
         found = prefilling(step)
         if not found:
             return
@@ -237,6 +243,13 @@ class Timelines:
             if record is not None and sequence.blocks:  # else it ended, or lost them, while the step ran
                 record.see(sequence)
                 record.add(Piece(logged, sequence.choice, row.start, len(row.tokens), seconds))
+
+    def _drafts(self, step: Step) -> None:
+        for sequence, row, given in zip(step.sequences, step.plan.rows, step.result.rows, strict=True):
+            record = self._live.get(sequence.request.id)
+            if record is not None and (row.drafts or row.guess):
+                record.drafted += len(row.drafts) or len(given.guessed)
+                record.held += max(0, len(given.tokens) - 1)
 
     def step_failed(self, plan: StepPlan, now: float) -> None:
         """Those who were in it are told to have ended, with its error."""
@@ -317,6 +330,8 @@ class Timelines:
             prompt_tokens=record.prompt,
             cached_tokens=record.cached,
             completion_tokens=record.completion + sum(s.generated for s in record.sequences),
+            drafted_tokens=record.drafted,
+            accepted_tokens=record.held,
             arrived=record.arrived,
             predicted=record.predicted,
             queued=since(record.started),

@@ -47,11 +47,13 @@ INLINE_CHARACTERS = 50_000
 
 
 class Delta(NamedTuple):
-    """More text of a choice, and the scores of its tokens if they were asked for."""
+    """More text of a choice, and the scores of its tokens if they were asked for; `held` of its tokens were
+    drafts."""
 
     choice: int
     text: str
     scores: tuple[ScoredToken, ...]
+    held: int = 0
 
 
 class Ended(NamedTuple):
@@ -172,6 +174,7 @@ class Generator:
             arrival=arrival,
             deadline=None if request.deadline is None else arrival + request.deadline,
             prompt_logprobs=request.logprobs if request.echo else None,
+            speculation=request.speculation,
         )
 
     def _encode_all(self, request: GenerationRequest) -> list[EncodedPrompt]:
@@ -321,7 +324,7 @@ class Generation:
         text = state.push(event.tokens, event.logprobs)
         self._generated[choice] = state.tokens
         stop = state.stop
-        _add(deltas, choice, text, state.take_scores(text, ended=stop is not None))
+        _add(deltas, choice, text, state.take_scores(text, ended=stop is not None), event.held)
         if stop is not None:
             n = self._request.n
             self._over[choice] = True
@@ -360,11 +363,14 @@ def _continues(prompt: Prompt) -> bool:
     return prompt.continue_final if isinstance(prompt, ChatPrompt) else True
 
 
-def _add(deltas: dict[int, Delta], choice: int, text: str, scores: tuple[ScoredToken, ...]) -> None:
+def _add(
+    deltas: dict[int, Delta], choice: int, text: str, scores: tuple[ScoredToken, ...], held: int = 0
+) -> None:
     """Append to what a choice has in this batch."""
     if text or scores:
         before = deltas.get(choice)
         if before is None:
-            deltas[choice] = Delta(choice, text, scores)
+            deltas[choice] = Delta(choice, text, scores, held)
         else:
-            deltas[choice] = Delta(choice, before.text + text, before.scores + scores)
+            text, scores = before.text + text, before.scores + scores
+            deltas[choice] = Delta(choice, text, scores, before.held + held)

@@ -89,7 +89,7 @@ class GenerationRequest:
     `max_tokens` None is to the end of the context, within the limits; 0 only echoes and scores. `logprobs`
     is the number of alternatives beside each token, None for no log-probabilities at all. `account` is whose
     shares and caps it counts against. The first token is wanted within `deadline` seconds of its arrival,
-    and it is refused at once if that cannot be; None has no hurry.
+    and it is refused at once if that cannot be; None has no hurry. Without `speculation` no drafts are used.
     """
 
     id: str
@@ -107,6 +107,7 @@ class GenerationRequest:
     priority: int = 0
     account: str = ""
     deadline: float | None = None
+    speculation: bool = True
     names: Mapping[str, str] = field(default_factory=dict)
 
     def name(self, neutral: str) -> str:
