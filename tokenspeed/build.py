@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,7 @@ from tokenspeed.core.accounts import Account
 from tokenspeed.core.plan import Capacity
 from tokenspeed.core.request import Sampling
 from tokenspeed.core.scheduler import Scheduler
+from tokenspeed.core.speculation import Speculation
 from tokenspeed.engine.device_metrics import DeviceMetrics
 from tokenspeed.engine.engine import Engine
 from tokenspeed.engine.metrics import EngineMetrics
@@ -34,6 +36,8 @@ from tokenspeed.model.checkpoint import Checkpoint, FindWeights, no_weights, res
 from tokenspeed.model.generation_config import GenerationDefaults
 from tokenspeed.text.template import ChatTemplate
 from tokenspeed.text.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
 
 FINDERS: Mapping[str, FindWeights] = MappingProxyType({"checkpoint": weight_files, "random": no_weights})
 
@@ -73,6 +77,9 @@ def build(config: Config, *, stage: Stage, say: Say, record: Path | None = None)
         prefix_cache=config.cache.prefix,
         accounts=accounts_of(config),
         prior=computing.prior,
+        speculation=Speculation(
+            config.speculation, guesses=computing.guesses, failed=_tell_of_a_failed_drafter
+        ),
     )
     # uvloop's own clock counts whole milliseconds, too coarse for gaps between tokens.
     metrics, timelines = EngineMetrics(scheduler, clock=time.monotonic), Timelines()
@@ -101,6 +108,10 @@ def build(config: Config, *, stage: Stage, say: Say, record: Path | None = None)
         timeline=timelines.get,
     )
     return Server(engine, generator, app, name, recorder)
+
+
+def _tell_of_a_failed_drafter(error: Exception) -> None:
+    logger.warning("drafts are looked up no more: %r", error, exc_info=error)
 
 
 def accounts_of(config: Config) -> dict[str, Account]:

@@ -11,23 +11,26 @@ from typing import Any
 import torch
 
 from gpu.table import REFERENCE
+from tokenspeed import builtin
 from tokenspeed.backend.cpu import CpuBackend, plan_memory
 from tokenspeed.backend.cuda import CudaBackend
-from tokenspeed.backend.prior import cpu_costs, gpu_costs
+from tokenspeed.backend.prior import cpu_costs, gpu_costs, with_guesses
 from tokenspeed.backend.stepper import Stepper, staging_bytes
 from tokenspeed.config import Config
 from tokenspeed.core.costs import Costs
 from tokenspeed.core.plan import Backend, Capacity
 from tokenspeed.engine.device_metrics import DeviceFigures
 from tokenspeed.errors import ConfigError, ModelError
-from tokenspeed.model.checkpoint import Checkpoint
+from tokenspeed.model.checkpoint import Checkpoint, no_weights, resolve, weight_files
 from tokenspeed.model.cuda.device import find_device
 from tokenspeed.model.cuda.kernels import Chosen, Context, choose
 from tokenspeed.model.cuda.ledger import Ledger, capacity_of, plan_ledger
 from tokenspeed.model.cuda.light import read_rate
 from tokenspeed.model.cuda.network import Bounds, Network, block_bytes, workspace_bytes
 from tokenspeed.model.cuda.weights import PlacedWeights, empty, fill, matrix_bytes, randomise, weight_bytes
+from tokenspeed.model.draft import Draft, check_draft
 from tokenspeed.model.generation_config import GenerationDefaults
+from tokenspeed.model.kernels import Chosen as ChosenDecoder
 from tokenspeed.model.kernels import choose_decoder
 from tokenspeed.model.loading import Model, described, load, mapped, random_weights
 from tokenspeed.model.spec import ModelSpec
@@ -38,6 +41,7 @@ Say = Callable[[str], None]
 
 CPU_MEMORY_MIB = 1024  # of KV memory, where nothing is said
 LEAST_LOGITS = 64
+BUILT_IN = "builtin"  # names the built-in draft model, which the built-in model has unasked
 # Reading a step's result, planning and launching the next took 3 to 6 ms with 256 rows beside an H200.
 LEAD_SECONDS = 0.006
 # Settings that only one kind of device reads.
@@ -60,7 +64,8 @@ class Computing:
     """What computes, ready to serve.
 
     `figures` say what its steps could take at best, where that is known; `lead` is how many seconds before
-    the end of a step the next one is to be planned, so that the device need not wait for it.
+    the end of a step the next one is to be planned, so that the device need not wait for it. `guesses`: it
+    has a draft model, so rows may ask it for drafts.
     """
 
     backend: Backend
@@ -70,6 +75,7 @@ class Computing:
     prior: Costs
     figures: DeviceFigures | None
     lead: float
+    guesses: bool
 
 
 def build_computing(
@@ -82,6 +88,9 @@ def build_computing(
         _refuse(config, GPU_ONLY, "the CPU")
         return _on_cpu(config, checkpoint, name, stage=stage, say=say)
     _refuse(config, CPU_ONLY, "a GPU")
+    if config.speculation.draft or config.speculation.drafter == "model":
+        key = "draft" if config.speculation.draft else "drafter"
+        raise ConfigError(f"[speculation] {key}: a GPU does not serve draft models yet; leave it out")
     torch.cuda.set_device(found.device)
     return _on_gpu(config, checkpoint, name, found.device, stage=stage, say=say)
 
@@ -94,41 +103,94 @@ def usable_cores() -> int:
 
 
 def _on_cpu(config: Config, checkpoint: Checkpoint, name: str, *, stage: Stage, say: Say) -> Computing:
-    model = _model_of(config, checkpoint, stage(f"reading {name}"))
-    threads = config.device.threads or usable_cores()
-    spec, block_size = model.spec, config.cache.block_size
-    packing, total = stage("packing weights"), model.weights.nbytes
-    prior = cpu_costs(spec, weight_bytes=total, threads=threads)
-    chosen = choose_decoder(
-        spec,
-        model.weights,
-        pin=config.kernels.decoder,
-        dtype=config.model.dtype,
-        block_size=block_size,
-        threads=threads,
-        progress=lambda done: packing(done, total),
-    )
+    found = _find_draft(config, checkpoint, stage)
+    model = _model_of(config, checkpoint, config.model.max_context, stage(f"reading {name}"))
+    spec, defaults = model.spec, model.defaults
+    prior = cpu_costs(spec, weight_bytes=model.weights.nbytes, threads=_threads(config))
+    chosen = _decoder_of(config, model, stage("packing weights"))
     say(chosen.description)
+    del model  # the packed weights are what is served; the mapped pages may go
+    draft: Draft | None = None
+    if found is not None:
+        draft, own = _draft_of(config, found, stage=stage, say=say)
+        prior = with_guesses(prior, own)
     mib = config.cache.memory_mib or CPU_MEMORY_MIB
-    capacity = plan_memory(spec, chosen.decoder.block_bytes, mib * 2**20, block_size)
+    capacity = plan_memory(
+        spec,
+        chosen.decoder.block_bytes,
+        mib * 2**20,
+        config.cache.block_size,
+        draft_block_bytes=draft.decoder.block_bytes if draft else 0,
+    )
     say(
         f"KV cache: {capacity.blocks} blocks of {capacity.block_size} tokens in "
         f"{mib} MiB, sequences up to {capacity.max_context} tokens"
     )
     stage("compiling kernels (cached for the next start)")
-    defaults = model.defaults
-    del model  # the packed weights are what is served; the mapped pages may go
-    backend = CpuBackend(chosen.decoder, capacity, vocab_size=spec.vocab_size, threads=threads)
-    return Computing(backend, capacity, spec, defaults, prior, None, lead=0.0)
+    backend = CpuBackend(
+        chosen.decoder, capacity, vocab_size=spec.vocab_size, threads=_threads(config), draft=draft
+    )
+    return Computing(backend, capacity, spec, defaults, prior, None, lead=0.0, guesses=draft is not None)
 
 
-def _model_of(config: Config, checkpoint: Checkpoint, progress: Progress) -> Model:
-    context = config.model.max_context or None
+def _threads(config: Config) -> int:
+    return config.device.threads or usable_cores()
+
+
+def _model_of(config: Config, checkpoint: Checkpoint, max_context: int, progress: Progress) -> Model:
+    """`max_context` 0: the checkpoint's own."""
+    context = max_context or None
     if config.model.weights == "random":
         outline = described(checkpoint, max_context=context)
         spec = outline.family.spec
         return Model(spec, random_weights(spec), outline.defaults)
     return load(checkpoint, max_context=context, progress=progress)
+
+
+def _decoder_of(config: Config, model: Model, packing: Progress) -> ChosenDecoder:
+    total = model.weights.nbytes
+    return choose_decoder(
+        model.spec,
+        model.weights,
+        pin=config.kernels.decoder,
+        dtype=config.model.dtype,
+        block_size=config.cache.block_size,
+        threads=_threads(config),
+        progress=lambda done: packing(done, total),
+    )
+
+
+def _find_draft(config: Config, checkpoint: Checkpoint, stage: Stage) -> Checkpoint | None:
+    """The files of the draft model that the configuration asks for, which suits the one to serve.
+
+    Raises `ConfigError` or `ModelError`.
+    """
+    options = config.speculation
+    if options.drafter not in ("auto", "model"):
+        return None
+    path = options.draft or ("" if config.model.path else BUILT_IN)
+    if not path:
+        if options.drafter == "model":
+            raise ConfigError(
+                "[speculation] drafter = 'model' needs a draft model; name its folder or hub id as draft"
+            )
+        return None
+    stage(f"finding the draft model {path}")
+    weights = no_weights if config.model.weights == "random" else weight_files
+    found = resolve(str(builtin.DRAFT) if path == BUILT_IN else path, weights=weights)
+    spec = described(checkpoint, max_context=config.model.max_context or None).family.spec
+    check_draft(found, checkpoint, spec)
+    return found
+
+
+def _draft_of(config: Config, found: Checkpoint, *, stage: Stage, say: Say) -> tuple[Draft, Costs]:
+    """It serves up to its own context; longer sequences go without drafts of it. With its own costs."""
+    model = _model_of(config, found, 0, stage("reading the draft model"))
+    chosen = _decoder_of(config, model, stage("packing the draft model's weights"))
+    context = model.spec.max_context
+    costs = cpu_costs(model.spec, weight_bytes=model.weights.nbytes, threads=_threads(config))
+    say(f"draft model {found.name}: for sequences up to {context} tokens; {chosen.description}")
+    return Draft(chosen.decoder, model.spec.vocab_size, context), costs
 
 
 def _on_gpu(
@@ -163,7 +225,7 @@ def _on_gpu(
     say(f"memory reads at {figures.bytes_a_second / 1e12:.2f} TB/s; one stream is bound by {figures.told()}")
     backend = CudaBackend(_stepper(config, network, chosen), capacity)
     prior = gpu_costs(spec, weight_bytes=matrix_bytes(spec, dtype), value_bytes=dtype.itemsize)
-    return Computing(backend, capacity, spec, defaults, prior, figures, lead=LEAD_SECONDS)
+    return Computing(backend, capacity, spec, defaults, prior, figures, lead=LEAD_SECONDS, guesses=False)
 
 
 def _stepper(config: Config, network: Network, chosen: Chosen) -> Stepper:

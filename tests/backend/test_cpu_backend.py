@@ -211,5 +211,6 @@ def test_memory_is_planned_in_whole_blocks(tiny: Any) -> None:
     spec = tiny.spec
     assert plan_memory(spec, 1000, 100_999, 16) == Capacity(100, 16, 200)
     assert plan_memory(spec, 1000, 5_000, 16) == Capacity(5, 16, 80)
+    assert plan_memory(spec, 1000, 5_000, 16, draft_block_bytes=600) == Capacity(3, 16, 48)
     with pytest.raises(ConfigError, match=r"memory_mib is too small for one block .* give it 3 or more"):
         plan_memory(spec, 2_500_000, 2_000_000, 16)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -219,8 +220,10 @@ def test_a_token_beyond_the_vocabulary_ends_its_row_alone(tiny: Any, executor: E
         Row(0, 0, (1, token), blocks_of(0), tiny.draw(SAMPLINGS[3], (1, token), (1, token)), (1,)),
         Row(1, 0, (1, 2), blocks_of(1), Draw(GREEDY, 0, 2)),
         Row(2, 0, (1,), blocks_of(2), None, targets=(token,)),
+        Row(3, 0, (1,), blocks_of(3), Draw(GREEDY, 0, 1), drafts=(1, token)),
     )
-    assert results[0].error == results[2].error == "a token is beyond the vocabulary of 61"
+    for number in (0, 2, 3):
+        assert results[number] == RowResult(error="a token is beyond the vocabulary of 61")
     assert results[1].tokens == tiny.continued((1, 2), GREEDY, 1)
 
 
@@ -239,6 +242,28 @@ def test_after_a_step_that_failed_rows_that_follow_it_end(tiny: Any) -> None:
     fresh = Row(1, 0, (1, 2), blocks_of(1), Draw(GREEDY, 0, 2))
     results = run(executor, Row(0, 3, (0,), blocks_of(0), Draw(GREEDY, 0, 4), source=0), fresh)
     assert results == (RowResult(error=SOURCE_FAILED), RowResult(tokens=tiny.continued((1, 2), GREEDY, 1)))
+
+
+def test_a_step_tells_how_long_it_took_and_how_long_the_device_had_waited_for_it(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class FailsOnce(Wrapped):
+        def forward(self, batch: Batch) -> torch.Tensor:
+            self.forwards += 1
+            if self.forwards == 2:
+                raise RuntimeError("lightning")
+            return self.decoder.forward(batch)
+
+    clock = iter([10.0, 10.5, 11.5, 13.5, 13.75, 14.0])  # start and end of each step
+    monkeypatch.setattr("tokenspeed.backend.executor.time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    executor = executor_of(tiny, FailsOnce(tiny.decoder()))
+    plan = StepPlan(0, (Row(0, 0, (1, 2), blocks_of(0), Draw(GREEDY, 0, 2)),))
+    first = executor.execute(plan)
+    assert (first.seconds, first.idle) == (0.5, 0.0)
+    with pytest.raises(RuntimeError, match="lightning"):
+        executor.execute(plan)
+    third = executor.execute(plan)
+    assert (third.seconds, third.idle) == (0.25, 0.25)
 
 
 def test_an_empty_plan_has_an_empty_result(executor: Executor) -> None:

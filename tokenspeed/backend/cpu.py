@@ -12,10 +12,12 @@ from typing import NamedTuple
 import torch
 
 from tokenspeed.backend.executor import Executor
+from tokenspeed.backend.guessing import Guesser
 from tokenspeed.backend.results import STOPPED
 from tokenspeed.core.plan import Capacity, StepPlan, StepResult
 from tokenspeed.errors import ConfigError, EngineError, EngineStoppedError
 from tokenspeed.model.batch import Decoder
+from tokenspeed.model.draft import Draft
 from tokenspeed.model.spec import ModelSpec
 
 logger = logging.getLogger(__name__)
@@ -32,16 +34,27 @@ class CpuBackend:
     """Runs steps in the order of submission on a thread of its own, which alone touches the decoder.
 
     Takes the KV memory of `capacity` and warms the decoder up at once, so that what is wrong with either
-    shows at start; the decoder is the backend's from then on. `threads` bounds torch's threads of
-    computation; 0 leaves torch's own choice.
+    shows at start; the decoder is the backend's from then on, as is that of a `draft` model, which gets as
+    many blocks. `threads` bounds torch's threads of computation; 0 leaves torch's own choice.
     """
 
-    def __init__(self, decoder: Decoder, capacity: Capacity, *, vocab_size: int, threads: int = 0) -> None:
-        decoder.allocate(capacity.blocks)
-        decoder.warm_up()
-        self._decoder = decoder
+    def __init__(
+        self,
+        decoder: Decoder,
+        capacity: Capacity,
+        *,
+        vocab_size: int,
+        threads: int = 0,
+        draft: Draft | None = None,
+    ) -> None:
+        block_size = capacity.block_size
+        self._decoders = [decoder] if draft is None else [decoder, draft.decoder]
+        for each in self._decoders:
+            each.allocate(capacity.blocks)
+            each.warm_up()
+        guesser = None if draft is None else Guesser(draft, block_size=block_size, vocab_size=vocab_size)
         self._capacity = capacity
-        self._executor = Executor(decoder, block_size=capacity.block_size, vocab_size=vocab_size)
+        self._executor = Executor(decoder, block_size=block_size, vocab_size=vocab_size, guesser=guesser)
         self._threads = threads
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._lock = threading.Lock()  # over `_closed`, so that nothing is queued behind the last refusal
@@ -92,7 +105,8 @@ class CpuBackend:
             with self._lock:
                 self._closed = True
             self._refuse_waiting()
-            self._decoder.close()
+            for decoder in self._decoders:
+                decoder.close()
             self._ended.set_result(None)
 
     def _step(self, job: _Job) -> None:
@@ -130,15 +144,19 @@ def _deliver(future: asyncio.Future[StepResult], outcome: StepResult | EngineErr
         future.set_result(outcome)
 
 
-def plan_memory(spec: ModelSpec, block_bytes: int, budget_bytes: int, block_size: int) -> Capacity:
-    """What fits in `budget_bytes` of KV memory: whole blocks of `block_bytes`, for `block_size` tokens each.
+def plan_memory(
+    spec: ModelSpec, block_bytes: int, budget_bytes: int, block_size: int, *, draft_block_bytes: int = 0
+) -> Capacity:
+    """What fits in `budget_bytes` of KV memory: whole blocks for `block_size` tokens each, which take
+    `block_bytes` and, for a draft model beside it, `draft_block_bytes`.
 
     Where that is less than the model's context, the longest sequence is what fits. Raises `ConfigError`
     where not a single block does.
     """
-    blocks = budget_bytes // block_bytes
+    each = block_bytes + draft_block_bytes
+    blocks = budget_bytes // each
     if blocks < 1:
-        mib = -(-block_bytes // 2**20)
+        mib = -(-each // 2**20)
         raise ConfigError(
             f"[cache] memory_mib is too small for one block of keys and values; give it {mib} or more"
         )

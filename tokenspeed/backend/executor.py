@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from tokenspeed.backend.guessing import Guesser
 from tokenspeed.backend.results import SOURCE_FAILED, draws_of, result_of
 from tokenspeed.core.plan import Row, RowResult, StepPlan, StepResult
 from tokenspeed.core.request import TokenLogprob
@@ -19,26 +20,40 @@ from tokenspeed.model.sampler import sample, score
 class Executor:
     """Runs plans one after the other; remembers what the last one sampled, for the rows that follow it."""
 
-    def __init__(self, decoder: Decoder, *, block_size: int, vocab_size: int) -> None:
+    def __init__(
+        self, decoder: Decoder, *, block_size: int, vocab_size: int, guesser: Guesser | None = None
+    ) -> None:
         self._decoder = decoder
         self._batcher = Batcher(block_size)
         self._vocab_size = vocab_size
+        self._guesser = guesser
         self._sampled: dict[int, int] = {}  # row of the last plan -> the last token it sampled
+        self._ended: float | None = None  # when the last step did, on the clock of `perf_counter`
 
     def execute(self, plan: StepPlan) -> StepResult:
         """The result of one step. Raises what the decoder raises; the next plan then finds no sources."""
         started = time.perf_counter()
+        idle = 0.0 if self._ended is None else started - self._ended
+        try:
+            results = self._results(plan.rows)
+        finally:
+            self._ended = time.perf_counter()
+        return StepResult(tuple(results), self._ended - started, idle)
+
+    def _results(self, planned: Sequence[Row]) -> list[RowResult]:
         sampled, self._sampled = self._sampled, {}
-        if not plan.rows:
-            return StepResult((), 0.0)
+        if not planned:
+            return []
         faults: dict[int, str] = {}
-        rows = [self._ready(number, row, sampled, faults) for number, row in enumerate(plan.rows)]
+        rows = [self._ready(number, row, sampled, faults) for number, row in enumerate(planned)]
         with torch.inference_mode():
+            if self._guesser is not None:
+                rows = self._guesser.guess(rows)
             results = self._compute(rows)
         for number, fault in faults.items():
             results[number] = RowResult(error=fault)
         self._sampled = {number: result.tokens[-1] for number, result in enumerate(results) if result.tokens}
-        return StepResult(tuple(results), time.perf_counter() - started)
+        return results
 
     def _ready(self, number: int, row: Row, sampled: dict[int, int], faults: dict[int, str]) -> Row:
         """The row with its tokens on the host. One that cannot be computed is noted in `faults` and runs on
@@ -48,10 +63,11 @@ class Executor:
             if token is None:
                 faults[number] = SOURCE_FAILED
             return _followed(row, token or 0)
-        named = row.tokens + row.targets if row.targets else row.tokens
+        named = row.tokens + row.targets + row.drafts
         if not 0 <= min(named) <= max(named) < self._vocab_size:
             faults[number] = f"a token is beyond the vocabulary of {self._vocab_size}"
-            return row._replace(tokens=(0,) * len(row.tokens), draw=None, drafts=(), targets=())
+            tokens = (0,) * len(row.tokens)
+            return row._replace(tokens=tokens, draw=None, drafts=(), targets=(), guess=0)
         return row
 
     def _compute(self, rows: Sequence[Row]) -> list[RowResult]:
@@ -63,7 +79,8 @@ class Executor:
         results = []
         for row in rows:
             verified = [] if row.draw is None else [next(drawn) for _ in range(1 + len(row.drafts))]
-            results.append(result_of(row, verified, [next(scored) for _ in row.targets]))
+            result = result_of(row, verified, [next(scored) for _ in row.targets])
+            results.append(result._replace(guessed=row.drafts) if row.guess else result)
         return results
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from tokenspeed.core.costs import Costs
 from tokenspeed.model.spec import ModelSpec
 
@@ -13,6 +15,14 @@ STEP = 1e-3  # seconds that a step takes whatever it does
 VALUE_BYTES = 4  # of a key or value in the cache
 
 
+VERIFY = 0.02  # of a step, for verifying drafts at all
+
+
+def with_guesses(model: Costs, draft: Costs) -> Costs:
+    """The costs of a model whose draft model has those of its own."""
+    return dataclasses.replace(model, round=draft.base, guess=draft.row)
+
+
 def cpu_costs(spec: ModelSpec, *, weight_bytes: int, threads: int) -> Costs:
     """Coefficients in seconds for a model of that shape, computed with so many threads."""
     queries, keys = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
@@ -20,12 +30,15 @@ def cpu_costs(spec: ModelSpec, *, weight_bytes: int, threads: int) -> Costs:
     flops = FLOPS_A_THREAD * threads
     token = 2 * spec.layers * layer / flops
     head = 2 * spec.vocab_size * spec.hidden_size / flops
+    base = STEP + weight_bytes / BYTES_A_SECOND
     return Costs(
-        base=STEP + weight_bytes / BYTES_A_SECOND,
+        base=base,
         row=token + head,  # a decode row computes one token, and every row that draws the logits
         token=token,
         attended=4 * spec.layers * queries / (ATTENTION_FLOPS_A_THREAD * threads),
         read=2 * spec.layers * keys * VALUE_BYTES / BYTES_A_SECOND,
+        draft=token + head,
+        verify=VERIFY * base,
     )
 
 
@@ -43,10 +56,13 @@ def gpu_costs(spec: ModelSpec, *, weight_bytes: int, value_bytes: int) -> Costs:
     layer = spec.hidden_size * (2 * queries + 2 * keys + 3 * spec.intermediate_size)  # weights
     token = 2 * spec.layers * layer / GPU_FLOPS
     head = 2 * spec.vocab_size * spec.hidden_size / GPU_FLOPS
+    base = GPU_STEP + spec.layers * GPU_LAYER + weight_bytes / GPU_BYTES_A_SECOND
     return Costs(
-        base=GPU_STEP + spec.layers * GPU_LAYER + weight_bytes / GPU_BYTES_A_SECOND,
+        base=base,
         row=token + head,
         token=token,
         attended=4 * spec.layers * queries / GPU_ATTENTION_FLOPS,
         read=2 * spec.layers * keys * value_bytes / GPU_BYTES_A_SECOND,
+        draft=token + head,
+        verify=VERIFY * base,
     )

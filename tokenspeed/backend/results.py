@@ -18,16 +18,13 @@ def draws_of(row: Row) -> list[Draw]:
     draw = row.draw
     if draw is None:
         return []
-    if not row.drafts:
-        return [draw]
-    penalised = draw.sampling.penalised
-    return [
-        draw._replace(
-            position=draw.position + ahead,
-            generated=draw.generated + row.drafts[:ahead] if penalised else draw.generated,
-        )
-        for ahead in range(1 + len(row.drafts))
-    ]
+    return [draw, *(draw_after(draw, row.drafts[:ahead]) for ahead in range(1, 1 + len(row.drafts)))]
+
+
+def draw_after(draw: Draw, drafts: tuple[int, ...]) -> Draw:
+    """The draw behind `drafts`, of a row that draws with `draw` before them."""
+    generated = draw.generated + drafts if draw.sampling.penalised else draw.generated
+    return draw._replace(position=draw.position + len(drafts), generated=generated)
 
 
 def result_of(row: Row, verified: Sequence[Sampled], scored: Sequence[TokenLogprob | None]) -> RowResult:

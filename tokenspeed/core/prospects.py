@@ -7,8 +7,9 @@ from typing import Protocol
 
 MEMORY = 500  # drafts after which one counts 1/e
 PRIOR_DRAFTS = 10.0  # what is expected before is worth so many
-OWN_MEMORY = 20  # of a sequence
+OWN_MEMORY = 40  # of a sequence
 OWN_PRIOR = 3.0
+PATIENCE, MOST_PATIENCE = 32, 1024  # tokens
 
 
 class Source(Protocol):
@@ -67,11 +68,18 @@ class Luck:
 class Prospects:
     """What one sequence's drafts come from, and how they did."""
 
-    __slots__ = ("computed", "found", "guessed", "source", "tried_at")
+    __slots__ = ("computed", "found", "guessed", "patience", "source", "tried_at")
 
     def __init__(self, source: Source | None) -> None:
         self.source = source
         self.found = Luck()
         self.guessed = Luck()
         self.computed = 0  # tokens that the draft model has computed
-        self.tried_at = 0  # tokens that there were when it last guessed
+        self.tried_at = 0  # tokens that there were when the draft model last guessed
+        self.patience = 1  # tokens until it guesses again where its guesses have not paid
+
+    def guesses_held(self, tokens: int, held: int) -> None:
+        """Of guesses behind so many tokens. The more often none holds, the rarer they get; one that does is a
+        reason to go on."""
+        self.tried_at = tokens
+        self.patience = 1 if held else min(max(2 * self.patience, PATIENCE), MOST_PATIENCE)

@@ -137,7 +137,7 @@ class Scheduler:
         prefills, read = self._plan_decodes(planning)
         work = Work(len(planning.rows), read=read)
         if self.speculation.active and not self._flight:
-            work = self._carry_drafts(planning, work)
+            work = self._carry_drafts(planning, work, beside=bool(prefills or self._queues.waiting))
         if prefills or self._queues.waiting:
             for sequence, count in self._prefill_shares(prefills, work, now):
                 fitting = self._grow(sequence, count, planning.planned)
@@ -221,11 +221,16 @@ class Scheduler:
             return True
         return self.speculation.waits(self._queues.running.values(), self.costs.costs)
 
-    def _carry_drafts(self, planning: Planning, work: Work) -> Work:
-        """Let rows carry the drafts that pay; the work that it makes then. Nobody loses blocks for them."""
+    def _carry_drafts(self, planning: Planning, work: Work, *, beside: bool) -> Work:
+        """Let rows carry the drafts that pay; the work that it makes then. Nobody loses blocks for them.
+
+        Prompts `beside` them are to have their share of the step without making it longer.
+        """
         options, costs = self.options, self.costs.costs
-        seconds = max(options.target_step_ms / 1e3, costs.seconds(work)) if options.target_step_ms else inf
-        most = (1.0 - options.eldest_share) * options.step_tokens - work.rows
+        rest = 1.0 - options.eldest_share
+        target = (rest if beside else 1.0) * options.target_step_ms / 1e3
+        seconds = max(target, costs.seconds(work)) if target else inf
+        most = rest * options.step_tokens - work.rows
         ready = [sequence for sequence, _ in planning.owners]
         for sequence, carried in self.speculation.choose(ready, costs, work, seconds=seconds, most=most):
             carried = self._with_blocks(sequence, carried)

@@ -28,7 +28,7 @@ PROBE_EVERY = (
 )
 LIKELY = 0.5
 PROBED = 4  # drafts
-RETRY_TOKENS = 64  # after which a sequence whose guesses did not pay tries one
+SILENT = 16  # rows in a row without a draft, after which the draft model is taken to have failed
 CATCH_UP = 32  # tokens over which the draft model's delay is spread
 GAP_MEMORY = 32  # steps
 GAP = 3e-4  # seconds, before one was measured
@@ -99,6 +99,7 @@ class Speculation:
         self._class = [max(n for n, least in enumerate(CLASSES) if least <= c) for c in range(LONGEST + 1)]
         self._guessed = [Outcome(GUESSED) for _ in range(options.most_drafts)]
         self._gap = GAP  # seconds that the device waits for a step that needs the result of the one before
+        self._silent = 0  # rows in a row that the draft model found nothing for
         self._unpaid = 0  # steps in which drafts were likely, and not sent
         self._probing = False
 
@@ -142,6 +143,8 @@ class Speculation:
 
     def _give_up(self, error: Exception) -> None:
         """Drafts are looked up no more."""
+        if self._look_up is None:
+            return  # several had been asked for already
         self._look_up = None
         self.counts.failures += 1
         self._failed(error)
@@ -159,7 +162,11 @@ class Speculation:
             outcome.learn(true)
 
     def _learn_guessed(self, prospects: Prospects, row: Row, count: int, held: int) -> None:
-        prospects.tried_at = row.start + 1
+        self._silent = 0 if count else self._silent + 1
+        if self._silent == SILENT:
+            self.guesses = False
+            self.counts.failures += 1
+        prospects.guesses_held(row.start + 1, held)
         prospects.computed = row.start + 1 + min(held, max(count - 1, 0))
         for position in range(min(held + 1, count)):
             outcome = self._guessed[position]
@@ -231,11 +238,12 @@ class Speculation:
                 return Offer(sequence, chances, False)
         if not self.guesses:
             return None
-        least = GUESSED if known - prospects.tried_at >= RETRY_TOKENS else 0.0
+        least = GUESSED if known - prospects.tried_at >= prospects.patience else 0.0
         factor, held, chances = prospects.guessed.factor, 1.0, []
         for outcome in self._guessed[:most]:
             held *= min(SURE, max(outcome.chance * factor, least))
             chances.append(held)
+            least = 0.0  # one is enough to see
         return Offer(sequence, chances, True, known - 1 - prospects.computed)
 
     def _found_chances(self, prospects: Prospects, common: int, count: int) -> list[float]:
@@ -263,11 +271,11 @@ class Speculation:
                 best, chosen = rate, counts
         if chosen is not None:
             return [(offer, count) for offer, count in zip(offers, chosen, strict=True) if count]
-        if max(offer.chances[0] for offer in offers) >= LIKELY:
-            self._unpaid += 1
-            if self._unpaid % PROBE_EVERY == 0:
-                self._probing = True
-                return self._chosen(offers, costs, work, seconds, most)
+        hopeful = [offer for offer in offers if offer.chances[0] >= LIKELY and offer.behind <= CATCH_UP]
+        self._unpaid += bool(hopeful)
+        if hopeful and self._unpaid % PROBE_EVERY == 0:
+            self._probing = True
+            return self._chosen(hopeful, costs, work, seconds, most)
         return []
 
     def _filled(
