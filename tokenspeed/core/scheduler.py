@@ -219,18 +219,22 @@ class Scheduler:
             return False
         if any(flight.verifies for flight in self._flight.values()):
             return True
-        return self.speculation.waits(self._queues.running.values(), self.costs.costs)
+        running, costs = self._queues.running, self.costs.costs
+        seconds, most = self._draft_bounds(len(running), beside=len(self._queues.waiting) > 0)
+        return self.speculation.waits(running.values(), costs, seconds=seconds, most=most)
 
-    def _carry_drafts(self, planning: Planning, work: Work, *, beside: bool) -> Work:
-        """Let rows carry the drafts that pay; the work that it makes then. Nobody loses blocks for them.
-
-        Prompts `beside` them are to have their share of the step without making it longer.
-        """
-        options, costs = self.options, self.costs.costs
+    def _draft_bounds(self, rows: int, *, beside: bool) -> tuple[float, float]:
+        """Seconds of a step with drafts, and how many there may be: prompts `beside` them are to have their
+        share of it without making it longer."""
+        options = self.options
         rest = 1.0 - options.eldest_share
         target = (rest if beside else 1.0) * options.target_step_ms / 1e3
-        seconds = max(target, costs.seconds(work)) if target else inf
-        most = rest * options.step_tokens - work.rows
+        return target or inf, rest * options.step_tokens - rows
+
+    def _carry_drafts(self, planning: Planning, work: Work, *, beside: bool) -> Work:
+        """Let rows carry the drafts that pay; the work that it makes then. Nobody loses blocks for them."""
+        costs = self.costs.costs
+        seconds, most = self._draft_bounds(work.rows, beside=beside)
         ready = [sequence for sequence, _ in planning.owners]
         for sequence, carried in self.speculation.choose(ready, costs, work, seconds=seconds, most=most):
             carried = self._with_blocks(sequence, carried)

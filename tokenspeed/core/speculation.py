@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from math import inf
 from typing import NamedTuple
 
 from tokenspeed.core import sequence as core
@@ -40,7 +39,7 @@ class SpeculationOptions:
 
     drafter: str = option("auto", choices=("auto", "ngram", "model", "off"))
     draft: str = option("")  # a folder, or a hub id
-    most_drafts: int = option(8, at_least=1, at_most=32)  # of a row in a step
+    most_drafts: int = option(7, at_least=1, at_most=32)  # of a row in a step
     control: str = option("adaptive", choices=("adaptive", "always"))
 
 
@@ -182,14 +181,14 @@ class Speculation:
 
     # -- what to send -------------------------------------------------------------------------------
 
-    def waits(self, running: Iterable[core.Sequence], costs: Costs) -> bool:
+    def waits(self, running: Iterable[core.Sequence], costs: Costs, *, seconds: float, most: float) -> bool:
         """Whether the next step should wait for tokens in flight, because drafts behind them would pay."""
         ahead = [s for s in running if s.in_flight and s.pending == 1]
         offers = [offer for s in ahead if (s.foretold or self.guesses) and (offer := self._offer(s, 1))]
         if not offers:
             return False
         work = Work(len(ahead), read=sum(s.planned + 1 for s in ahead))
-        return bool(self._chosen(offers, costs, work, inf, inf))
+        return bool(self._chosen(offers, costs, work, seconds, most))
 
     def choose(
         self, ready: Iterable[core.Sequence], costs: Costs, work: Work, *, seconds: float, most: float
