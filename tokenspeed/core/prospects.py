@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-MEMORY = 500  # drafts after which one counts 1/e
+KEPT = 1.0 - 1.0 / 500  # of what one draft counts, after another: 1/e after 500
 PRIOR_DRAFTS = 10.0  # what is expected before is worth so many
-OWN_MEMORY = 40  # of a sequence
+OWN_KEPT = 1.0 - 1.0 / 40  # of a sequence
 OWN_PRIOR = 3.0
 PATIENCE, MOST_PATIENCE = 32, 1024  # tokens
 
@@ -30,39 +30,33 @@ class Source(Protocol):
 class Outcome:
     """How often drafts of some class held, the older the lighter."""
 
-    __slots__ = ("_held", "_tried")
+    __slots__ = ("_held", "_tried", "chance")
 
     def __init__(self, expected: float) -> None:
         self._held = expected * PRIOR_DRAFTS
         self._tried = PRIOR_DRAFTS
-
-    @property
-    def chance(self) -> float:
-        return self._held / self._tried
+        self.chance = expected
 
     def learn(self, held: bool) -> None:
-        keep = 1.0 - 1.0 / MEMORY
-        self._held = keep * self._held + held
-        self._tried = keep * self._tried + 1.0
+        self._held = KEPT * self._held + held
+        self._tried = KEPT * self._tried + 1.0
+        self.chance = self._held / self._tried
 
 
 class Luck:
     """How drafts of one sequence held, beside what was expected of them."""
 
-    __slots__ = ("_expected", "_held")
+    __slots__ = ("_expected", "_held", "factor")
 
     def __init__(self) -> None:
         self._held = 0.0
         self._expected = 0.0
-
-    @property
-    def factor(self) -> float:
-        return (self._held + OWN_PRIOR) / (self._expected + OWN_PRIOR)
+        self.factor = 1.0
 
     def learn(self, held: bool, chance: float) -> None:
-        keep = 1.0 - 1.0 / OWN_MEMORY
-        self._held = keep * self._held + held
-        self._expected = keep * self._expected + chance
+        self._held = OWN_KEPT * self._held + held
+        self._expected = OWN_KEPT * self._expected + chance
+        self.factor = (self._held + OWN_PRIOR) / (self._expected + OWN_PRIOR)
 
 
 class Prospects:
@@ -70,8 +64,8 @@ class Prospects:
 
     __slots__ = ("computed", "found", "guessed", "patience", "source", "tried_at")
 
-    def __init__(self, source: Source | None) -> None:
-        self.source = source
+    def __init__(self) -> None:
+        self.source: Source | None = None
         self.found = Luck()
         self.guessed = Luck()
         self.computed = 0  # tokens that the draft model has computed

@@ -147,6 +147,7 @@ class Scheduler:
         if not planning.rows:
             return None
         seconds = self.costs.costs.seconds(work)
+        self.speculation.allow(seconds)
         self._last_plan += 1
         self._busy_until = (max(self._busy_until, now) if self._flight else now) + seconds
         self._flight[self._last_plan] = Flight(planning.owners, work)
@@ -157,7 +158,7 @@ class Scheduler:
         """Take a step's result in; the events are in the order of its rows."""
         events: list[Happening] = []
         size = self.capacity.block_size
-        drafts_held = 0
+        drafts_held, speculation = 0, self.speculation
         owners, work = self._flight.pop(plan.number)
         self.costs.observe(work, result.seconds)
         for row, given, (sequence, epoch) in zip(plan.rows, result.rows, owners, strict=True):
@@ -173,8 +174,9 @@ class Scheduler:
             if row.targets or sequence.wants_scores:
                 self._take_scores(sequence, given, events)
             self._take_token(sequence, row, given, held, events)
-            if sequence.speculates and self.speculation.active and row.draw and sequence.epoch == epoch:
-                self.speculation.learn(sequence, row, given.guessed, held, held + 1)
+            learns = sequence.speculates and (sequence.prospects is not None or speculation.takes_more)
+            if learns and row.draw is not None and sequence.epoch == epoch:
+                speculation.learn(sequence, row, given.guessed, held, held + 1)
         if work.verifies:
             self.speculation.waited(result.idle)
             self.speculation.step(self.costs.costs, work, drafts_held)
@@ -460,6 +462,7 @@ class Scheduler:
         error: str | None = None,
     ) -> Finished:
         self._queues.leave(sequence)
+        self.speculation.ended(sequence)
         self.tables.close(sequence)
         if sequence.siblings:  # it ended before it had computed their prompt
             heirs, sequence.siblings = sequence.siblings, []

@@ -29,6 +29,12 @@ LIKELY = 0.5
 PROBED = 4  # drafts
 SILENT = 16  # rows in a row without a draft, after which the draft model is taken to have failed
 CATCH_UP = 32  # tokens over which the draft model's delay is spread
+ASKED = 2  # offers that are weighed in a step, on average, as long as none pays
+# Looking up takes the loop so long for a sequence and a token; more than a share of a step would be felt.
+TRACKING_SECONDS = 8e-6
+TRACKING_SHARE = 0.02
+WORTH_SHARE = 0.5  # of what drafts save, may be spent on finding more
+WORTH_MEMORY = 64  # steps
 GAP_MEMORY = 32  # steps
 GAP = 3e-4  # seconds, before one was measured
 
@@ -98,6 +104,12 @@ class Speculation:
         self._class = [max(n for n, least in enumerate(CLASSES) if least <= c) for c in range(LONGEST + 1)]
         self._guessed = [Outcome(GUESSED) for _ in range(options.most_drafts)]
         self._gap = GAP  # seconds that the device waits for a step that needs the result of the one before
+        self._tracked = 0  # sequences whose drafts are looked up
+        self._most_tracked = 1.0
+        self._worth = 0.0  # of a step's time, what drafts have saved lately
+        self.takes_more = self.active  # whether sequences without prospects are to have some
+        self._skipped = 0  # steps since it was asked last whether one should wait
+        self._skips = 0  # that are skipped before it is asked again
         self._silent = 0  # rows in a row that the draft model found nothing for
         self._unpaid = 0  # steps in which drafts were likely, and not sent
         self._probing = False
@@ -112,14 +124,35 @@ class Speculation:
         """The last `new` tokens of a sequence came, `held` of them as drafts of this row."""
         prospects = sequence.prospects
         if prospects is None:
-            prospects = sequence.prospects = Prospects(self._source(sequence.tokens))
-        elif (source := prospects.source) is not None:
+            prospects = sequence.prospects = Prospects()
+        if (source := prospects.source) is not None:
             self._learn_found(prospects, source, sequence.tokens[-new:])
+            if self._tracked > 2.0 * self._most_tracked:
+                self.ended(sequence)
+        elif self._look_up is not None and self._tracked < self._most_tracked:
+            prospects.source = self._source(sequence.tokens)
+            self._tracked += prospects.source is not None
         sequence.foretold = 0 if prospects.source is None else prospects.source.common
         if row.guess:
             self._learn_guessed(prospects, row, len(guessed), held)
         if row.drafts or guessed:
             self._count(MODEL if row.guess else LOOKUP, len(row.drafts) or len(guessed), held)
+
+    def ended(self, sequence: core.Sequence) -> None:
+        """Its drafts are looked up no more."""
+        if sequence.prospects is not None and sequence.prospects.source is not None:
+            sequence.prospects.source = None
+            sequence.foretold = 0
+            self._tracked -= 1
+            if not self.guesses:
+                sequence.prospects = None
+
+    def allow(self, seconds: float) -> None:
+        """A step takes so long. Looking up may take the loop a share of that, a larger one where it pays."""
+        self._worth *= 1.0 - 1.0 / WORTH_MEMORY
+        share = TRACKING_SHARE + WORTH_SHARE * max(0.0, self._worth)
+        self._most_tracked = max(1.0, share * seconds / TRACKING_SECONDS)
+        self.takes_more = self.guesses or (self._look_up is not None and self._tracked < self._most_tracked)
 
     def waited(self, seconds: float) -> None:
         """The device waited so long for a step that carries drafts."""
@@ -128,8 +161,10 @@ class Speculation:
     def step(self, costs: Costs, work: Work, held: int) -> None:
         """A step with drafts was done, of which so many held."""
         plain = self._without_drafts(costs, work)
-        self.counts.spent += costs.seconds(work) - plain
-        self.counts.saved += held * plain / max(work.rows, 1)
+        spent, saved = costs.seconds(work) - plain, held * plain / max(work.rows, 1)
+        self.counts.spent += spent
+        self.counts.saved += saved
+        self._worth += (saved - spent) / plain / WORTH_MEMORY
 
     def _source(self, tokens: Sequence[int]) -> Source | None:
         if self._look_up is None:
@@ -183,12 +218,19 @@ class Speculation:
 
     def waits(self, running: Iterable[core.Sequence], costs: Costs, *, seconds: float, most: float) -> bool:
         """Whether the next step should wait for tokens in flight, because drafts behind them would pay."""
+        if self._skipped < self._skips:
+            self._skipped += 1
+            return False
         ahead = [s for s in running if s.in_flight and s.pending == 1]
         offers = [offer for s in ahead if (s.foretold or self.guesses) and (offer := self._offer(s, 1))]
+        self._skipped = self._skips = 0
         if not offers:
             return False
-        work = Work(len(ahead), read=sum(s.planned + 1 for s in ahead))
-        return bool(self._chosen(offers, costs, work, seconds, most))
+        work = Work(len(ahead), read=sum([s.planned + 1 for s in ahead]))
+        if self._chosen(offers, costs, work, seconds, most):
+            return True
+        self._skips = len(offers) // ASKED  # it takes the longer the more there are
+        return False
 
     def choose(
         self, ready: Iterable[core.Sequence], costs: Costs, work: Work, *, seconds: float, most: float
@@ -247,9 +289,10 @@ class Speculation:
 
     def _found_chances(self, prospects: Prospects, common: int, count: int) -> list[float]:
         factor, held, chances = prospects.found.factor, 1.0, []
-        for further in range(count):
-            outcome = self._found[self._class[min(common + further, LONGEST)]]
-            held *= min(SURE, outcome.chance * factor)
+        found, classes = self._found, self._class
+        for further in range(common, common + count):
+            chance = found[classes[further] if further < LONGEST else -1].chance * factor
+            held *= chance if chance < SURE else SURE
             chances.append(held)
         return chances
 
@@ -285,17 +328,15 @@ class Speculation:
         took = costs.seconds(work) + costs.verify + rounds * costs.round + self._gap
         tokens = float(max(work.rows, 1))
         counts = [0] * len(offers)
-        ranked = sorted(
-            (
-                (chance, n, draft)
-                for n, offer in enumerate(offers)
-                for draft, chance in enumerate(offer.chances[: rounds if offer.guessed else None])
-            ),
-            key=lambda one: (-one[0], one[1], one[2]),
-        )
+        ranked = [
+            (-chance, n, draft)
+            for n, offer in enumerate(offers)
+            for draft, chance in enumerate(offer.chances[:rounds] if offer.guessed else offer.chances)
+        ]
+        ranked.sort()
         sent = 0
-        for chance, n, draft in ranked:
-            offer = offers[n]
+        for unlikely, n, draft in ranked:
+            chance, offer = -unlikely, offers[n]
             own, delay = costs.draft + costs.read, 0.0
             if offer.guessed:
                 own += costs.guess
