@@ -55,6 +55,8 @@ BOTH = [
     ({"deadline_ms": -1.5}, "deadline_ms", INVALID),
     ({"deadline_ms": "soon"}, "deadline_ms", TYPE),
     ({"deadline_ms": True}, "deadline_ms", TYPE),
+    ({"speculation": "off"}, "speculation", TYPE),
+    ({"speculation": 0}, "speculation", TYPE),
     ({"stop": ""}, "stop", INVALID),
     ({"stop": ["a", ""]}, "stop", INVALID),
     ({"stop": ["a"] * 17}, "stop", INVALID),

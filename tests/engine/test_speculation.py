@@ -24,6 +24,8 @@ from tokenspeed.core.costs import Costs
 from tokenspeed.core.plan import Row
 from tokenspeed.core.request import FinishReason, Request
 from tokenspeed.core.speculation import Speculation, SpeculationOptions
+from tokenspeed.engine.metrics import EngineMetrics
+from tokenspeed.engine.timeline import Timelines
 from tokenspeed.sim.clock import run
 
 # Of 8B parameters on an H200, about: a step reads the weights, a token more in it is little.
@@ -227,3 +229,30 @@ def test_what_is_counted_adds_up() -> None:
     assert counts.accepted_at.total() == counts.accepted["ngram"]
     assert all(counts.accepted_at[n] <= counts.drafted_at[n] for n in counts.drafted_at)
     assert counts.saved > counts.spent > 0.0
+
+
+def test_metrics_and_timelines_tell_what_drafts_did() -> None:
+    wanted = work_of(2, 100)
+    speculation = finding(wanted, mostly, "always")
+
+    async def main() -> None:
+        server = Server(blocks=2000, block_size=16, costs=BOUND_BY_MEMORY, speculation=speculation)
+        metrics, timelines = EngineMetrics(server.scheduler, clock=server.engine.now), Timelines()
+        server.engine._observers = (metrics, timelines)
+        async with server:
+            await asyncio.gather(*map(server.tokens, wanted))
+        found = {
+            (sample.name, sample.labels.get("drafter")): sample.value
+            for family in metrics.collect()
+            for sample in family.samples
+        }
+        counts = speculation.counts
+        assert found["tokenspeed_drafted_tokens_total", "ngram"] == counts.drafted["ngram"] > 0
+        assert found["tokenspeed_accepted_tokens_total", "ngram"] == counts.accepted["ngram"] > 0
+        assert found["tokenspeed_accepted_tokens_total", "model"] == 0
+        assert found["tokenspeed_speculation_saved_seconds_total", None] == counts.saved
+        told = [timelines.get(each.id) for each in wanted]
+        assert sum(each.drafted_tokens for each in told if each) == counts.drafted.total()
+        assert sum(each.accepted_tokens for each in told if each) == counts.accepted.total()
+
+    run(main())

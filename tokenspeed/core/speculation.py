@@ -105,7 +105,7 @@ class Speculation:
         self._guessed = [Outcome(GUESSED) for _ in range(options.most_drafts)]
         self._gap = GAP  # seconds that the device waits for a step that needs the result of the one before
         self._tracked = 0  # sequences whose drafts are looked up
-        self._most_tracked = 1.0
+        self._most_tracked = 1
         self._worth = 0.0  # of a step's time, what drafts have saved lately
         self.takes_more = self.active  # whether sequences without prospects are to have some
         self._skipped = 0  # steps since it was asked last whether one should wait
@@ -127,7 +127,7 @@ class Speculation:
             prospects = sequence.prospects = Prospects()
         if (source := prospects.source) is not None:
             self._learn_found(prospects, source, sequence.tokens[-new:])
-            if self._tracked > 2.0 * self._most_tracked:
+            if self._tracked > 2 * self._most_tracked:
                 self.ended(sequence)
         elif self._look_up is not None and self._tracked < self._most_tracked:
             prospects.source = self._source(sequence.tokens)
@@ -151,7 +151,7 @@ class Speculation:
         """A step takes so long. Looking up may take the loop a share of that, a larger one where it pays."""
         self._worth *= 1.0 - 1.0 / WORTH_MEMORY
         share = TRACKING_SHARE + WORTH_SHARE * max(0.0, self._worth)
-        self._most_tracked = max(1.0, share * seconds / TRACKING_SECONDS)
+        self._most_tracked = int(share * seconds / TRACKING_SECONDS)  # none, where steps are that short
         self.takes_more = self.guesses or (self._look_up is not None and self._tracked < self._most_tracked)
 
     def waited(self, seconds: float) -> None:

@@ -1,0 +1,1 @@
+"""What speculation is worth on the CPU: see bench/README.md."""

@@ -1,0 +1,119 @@
+"""Measures what speculation is worth on the CPU, with the built-in model and its draft.
+
+See `--help` and bench/README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from bench.client import BenchError
+from bench.cpu_report import machine
+from bench.speculation.report import as_json, report
+from bench.speculation.run import MODES, OFF, Options, Player, Result, measure, say
+from bench.speculation.workloads import NAMES
+from tokenspeed import config, serving
+from tokenspeed.build import build
+from tokenspeed.build_device import Progress, usable_cores
+from tokenspeed.config import Config
+from tokenspeed.errors import TokenSpeedError
+
+WIDTH = 140  # of the tables in a pipe
+
+
+def main() -> int:
+    """The exit status: 1 if an answer depended on speculation, or something failed."""
+    given = _parser().parse_args()
+    try:
+        options, settings = _options(given), config.load(None, ["device.name=cpu", *given.set])
+    except (BenchError, TokenSpeedError) as error:
+        return _failed(error, 2)
+    results: list[Result] = []
+    status = 0
+    try:
+        with asyncio.Runner(loop_factory=serving.new_loop) as runner:
+            runner.run(_measured(options, settings, results))
+    except (BenchError, TokenSpeedError) as error:
+        status = _failed(error, 1)
+    except KeyboardInterrupt:
+        say("ended early")
+        status = 130
+    if measured := [result for result in results if result.rounds]:
+        about = machine(settings.device.threads or usable_cores()) | {"settings": given.set}
+        console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
+        report(console, measured, about, options.scale)
+        if given.json is not None:
+            told = json.dumps(as_json(measured, about, options.scale), indent=1)
+            given.json.write_text(told + "\n", encoding="utf-8")
+    return status
+
+
+async def _measured(options: Options, settings: Config, results: list[Result]) -> None:
+    server = build(settings, stage=_stage, say=say)
+    server.engine.start()
+    try:
+        await measure(Player(server, settings.speculation), options, results)
+    finally:
+        await server.engine.stop()
+
+
+def _stage(name: str) -> Progress:
+    return lambda done, total: None
+
+
+def _failed(error: Exception, status: int) -> int:
+    say(f"error: {error}")
+    return status
+
+
+def _options(given: argparse.Namespace) -> Options:
+    """Raises BenchError."""
+    if given.rounds < 1:
+        raise BenchError("--rounds: there must be one at least")
+    if not 0 < given.scale <= 1:
+        raise BenchError(f"--scale: {given.scale:g} is not above 0 and at most 1")
+    names = _named("--only", given.only, NAMES)
+    modes = _named("--modes", given.modes, MODES)
+    return Options(
+        names, tuple(mode for mode in MODES if mode == OFF or mode in modes), given.rounds, given.scale
+    )
+
+
+def _named(option: str, given: str | None, known: Sequence[str]) -> tuple[str, ...]:
+    if given is None:
+        return tuple(known)
+    names = tuple(part for part in given.split(",") if part)
+    for name in names:
+        if name not in known:
+            raise BenchError(f"{option}: there is no {name!r}; there are {', '.join(known)}")
+    return names
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench speculation", description=__doc__.partition("\n")[0], allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("--rounds", type=int, default=5, metavar="N", help="that count, behind one that does not (default 5)")
+    add("--only", metavar="NAME,...", help=f"these workloads (default: {','.join(NAMES)})")
+    add("--modes", metavar="NAME,...", help="beside off (default: adaptive,always)")
+    add(
+        "--scale",
+        type=float,
+        default=1.0,
+        help="shrink answers, streams and seconds; goals then mean nothing",
+    )
+    add("--json", type=Path, metavar="FILE", help="gets everything that was measured")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the server")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

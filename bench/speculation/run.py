@@ -1,0 +1,199 @@
+"""Plays workloads on one server, round by round in every mode, and sees that the answers are the same."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+from bench.client import BenchError
+from bench.speculation.meter import Amount, Meter
+from bench.speculation.prompts import edits, repeated, sources
+from bench.speculation.workloads import EDITING, Client, Kind, Phase, Workload, scaled, workloads
+from tokenspeed.build import Server
+from tokenspeed.core.speculation import Speculation, SpeculationOptions
+from tokenspeed.generation.generator import Delta
+from tokenspeed.generation.request import GenerationRequest, TextPrompt, TokenPrompt
+
+OFF, ADAPTIVE, ALWAYS = MODES = ("off", "adaptive", "always")
+CANDIDATES, CHOSEN = 64, 16  # files, and those of them that the model repeats best
+EDIT_TOKENS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    names: tuple[str, ...]  # of workloads
+    modes: tuple[str, ...]
+    rounds: int
+    scale: float
+
+
+@dataclass(frozen=True, slots=True)
+class Played:
+    """A workload once, in one mode."""
+
+    decode: Amount
+    whole: Amount
+    drafted: Counter[str]  # by drafter
+    accepted: Counter[str]
+
+
+@dataclass(slots=True)
+class Result:
+    """A workload in all rounds that count; `repeated` is the part of its answers that their prompts hold."""
+
+    workload: Workload
+    rounds: list[dict[str, Played]] = field(default_factory=list)  # by mode
+    repeated: float | None = None
+
+
+class Answer(NamedTuple):
+    request: GenerationRequest
+    text: str
+    ended: bool  # by itself: otherwise there would be more of it
+
+    @property
+    def repeated(self) -> float | None:
+        """None where the prompt is no text."""
+        prompt = self.request.prompts[0]
+        return repeated(prompt.text, self.text) if isinstance(prompt, TextPrompt) else None
+
+
+class Answers:
+    """The longest that was seen of each answer, by the request's id. In all modes they must be the same."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, Answer] = {}
+        self._differing: list[str] = []
+
+    def take(self, answer: Answer) -> None:
+        name = answer.request.id
+        before = self.known.setdefault(name, answer)
+        short, long = sorted((before, answer), key=lambda one: (len(one.text), one.ended))
+        if not long.text.startswith(short.text) or (short.ended and short.text != long.text):
+            self._differing.append(name)
+        self.known[name] = long
+
+    def check(self, mode: str) -> None:
+        """Raise BenchError if any differed."""
+        if self._differing:
+            names = ", ".join(map(repr, self._differing[:3]))
+            raise BenchError(f"{len(self._differing)} answers are others in mode {mode!r}: those to {names}")
+
+
+class Player:
+    """Plays on a server that runs. The speculation that it was built with learns on from play to play."""
+
+    def __init__(self, server: Server, options: SpeculationOptions) -> None:
+        """`options` are those that the server was built with."""
+        built = server.engine.scheduler.speculation
+        self.answers = Answers()
+        self._server = server
+        self._modes = {
+            OFF: Speculation(SpeculationOptions(drafter="off")),
+            ADAPTIVE: built,
+            ALWAYS: Speculation(replace(options, control="always"), guesses=built.guesses),
+        }
+
+    async def play(self, phases: Sequence[Phase], mode: str) -> Played:
+        """Raises BenchError if an answer is another than it was before."""
+        await self._settle()
+        scheduler = self._server.engine.scheduler
+        scheduler.speculation = self._modes[mode]
+        counts = scheduler.speculation.counts
+        drafted, accepted = counts.drafted.copy(), counts.accepted.copy()
+        meter = Meter(lambda: scheduler.costs.steps)
+        for phase in phases:
+            await self._phase(phase, meter)
+        whole = meter.whole
+        self.answers.check(mode)
+        return Played(meter.decode, whole, counts.drafted - drafted, counts.accepted - accepted)
+
+    async def _settle(self) -> None:
+        """No step is in flight any more once a request is answered that comes behind all others."""
+        last = GenerationRequest("settle", (TokenPrompt((1,)),), max_tokens=1, speculation=False)
+        async for _ in await self._server.generator.start(last):
+            pass
+
+    async def _phase(self, phase: Phase, meter: Meter) -> None:
+        try:
+            async with asyncio.timeout(phase.seconds):
+                await asyncio.gather(*(self._client(client, meter) for client in phase.clients))
+        except TimeoutError:
+            if phase.seconds is None:
+                raise
+
+    async def _client(self, client: Client, meter: Meter) -> None:
+        for request in client.asks():
+            await self._ask(request, meter)
+
+    async def _ask(self, request: GenerationRequest, meter: Meter) -> None:
+        generation = await self._server.generator.start(request)
+        meter.asked()
+        text, tokens, ended = "", 0, False
+        try:
+            async for outputs in generation:
+                text += "".join(output.text for output in outputs if isinstance(output, Delta))
+                now = generation.usage.completion
+                meter.came(now - tokens, first=tokens == 0)
+                tokens = now
+            ended = True
+        finally:
+            generation.close()
+            meter.ended(begun=tokens > 0)
+            self.answers.take(Answer(request, text, ended))
+
+
+async def measure(player: Player, options: Options, results: list[Result]) -> None:
+    """Play every workload so often; what is measured is in `results`, however it ends."""
+    editing = any(name in EDITING for name in options.names)
+    prompts = await _repeatable(player, options.scale) if editing else []
+    for workload in workloads(options.names, prompts, options.scale):
+        results.append(Result(workload))
+        for number in range(options.rounds + 1):
+            shift = number % len(options.modes)
+            order = options.modes[shift:] + options.modes[:shift]
+            played = {mode: await player.play(workload.phases, mode) for mode in order}
+            told = f"round {number} of {options.rounds}" if number else "warm-up"
+            say(f"{workload.title}: {told}: {rates(workload, played)}")
+            if number:
+                results[-1].rounds.append(played)
+        results[-1].repeated = _repeated(player.answers, workload)
+
+
+async def _repeatable(player: Player, scale: float) -> list[str]:
+    """The prompts that the model repeats most of, that first, as found without speculation."""
+    candidates = edits(sources(), max(4, round(CANDIDATES * scale)))
+    say(f"choosing files: what the model repeats of {len(candidates)}")
+    kind = Kind([TextPrompt(prompt) for prompt in candidates])
+    tokens = scaled(EDIT_TOKENS, scale)
+    clients = tuple(Client("choosing", kind, tokens, first=n) for n in range(len(candidates)))
+    await player.play((Phase(clients),), OFF)
+    shares = [player.answers.known[f"choosing {n}"].repeated or 0.0 for n in range(len(candidates))]
+    ranked = sorted(range(len(candidates)), key=lambda n: -shares[n])
+    return [candidates[n] for n in ranked[:CHOSEN]]
+
+
+def _repeated(answers: Answers, workload: Workload) -> float | None:
+    names = tuple(f"{client.name} " for phase in workload.phases for client in phase.clients)
+    found = [answer.repeated for name, answer in answers.known.items() if name.startswith(names)]
+    shares = [share for share in found if share is not None]
+    return sum(shares) / len(shares) if shares else None
+
+
+def rates(workload: Workload, played: dict[str, Played]) -> str:
+    """Tokens a second of each mode, in one line."""
+    return ", ".join(f"{mode} {rate(workload, one):.0f} tok/s" for mode, one in sorted(played.items()))
+
+
+def rate(workload: Workload, played: Played) -> float:
+    """Tokens a second that the workload is judged by."""
+    return (played.whole if workload.timed else played.decode).rate
+
+
+def say(told: str) -> None:
+    """What goes on, for whoever looks."""
+    print(told, file=sys.stderr, flush=True)
