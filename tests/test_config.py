@@ -338,6 +338,23 @@ def test_what_has_no_effect_under_a_policy_is_told(text: str, idle: str, write: 
     assert line.startswith(f"my.toml: {idle} has no effect under [scheduler] policy = ")
 
 
+@pytest.mark.parametrize(
+    ("drafter", "idle"),
+    [
+        ("off", "draft = 'x'"),
+        ("off", "most_drafts = 7"),
+        ("off", "control = 'adaptive'"),
+        ("ngram", "draft = 'x'"),
+    ],
+)
+def test_what_has_no_effect_on_a_drafter_is_told(drafter: str, idle: str, write: Write) -> None:
+    (line,) = problems(write(f"[speculation]\ndrafter = '{drafter}'\n{idle}\n"))
+    key = idle.partition(" ")[0]
+    assert line == (
+        f"my.toml: [speculation] {key} has no effect with drafter = '{drafter}'; leave one of them out"
+    )
+
+
 def test_what_has_no_effect_without_a_target_is_told(write: Write) -> None:
     (line,) = problems(write("[scheduler]\ntarget_step_ms = 0\nlone_overhead = 0.1\n"))
     assert line == (

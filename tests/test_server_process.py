@@ -243,6 +243,19 @@ def test_generate_streams_a_completion_to_the_terminal() -> None:
     assert "a + b" in done.stdout
 
 
+def test_generate_tells_how_many_of_its_tokens_were_drafts() -> None:
+    prompt = "def add(a, b):\n    return a + b\n\n\ndef sub(a, b):\n    return a - b\n\n\n" * 3
+    drafted = run("generate", prompt, "--max-tokens", "64", "--speculation", "ngram")
+    plain = run("generate", prompt, "--max-tokens", "64", "--speculation", "off")
+    assert drafted.stdout == plain.stdout
+    told = re.search(r"(\d+) tokens, (\d+) of them drafts; (\d+) drafts were verified", drafted.stderr)
+    assert told is not None
+    tokens, held, verified = map(int, told.groups())
+    assert 0 < held < tokens <= 64
+    assert held <= verified
+    assert "drafts" not in plain.stderr
+
+
 def test_check_config_tells_all_that_is_wrong(tmp_path: Path) -> None:
     file = tmp_path / "wrong.toml"
     file.write_text("[cache]\nblok_size = 16\n[server]\nport = 'x'\n")

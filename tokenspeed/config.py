@@ -382,6 +382,15 @@ def _scheduling_has_effect(config: Config, settings: _Settings) -> Iterator[str]
         yield _told(settings, "scheduler", "lone_overhead", problem)
 
 
+def _speculation_has_effect(config: Config, settings: _Settings) -> Iterator[str]:
+    drafter = config.speculation.drafter
+    idle = {"off": ("draft", "most_drafts", "control"), "ngram": ("draft",)}.get(drafter, ())
+    for key in idle:
+        if key in settings["speculation"]:
+            problem = f"has no effect with drafter = '{drafter}'; leave one of them out"
+            yield _told(settings, "speculation", key, problem)
+
+
 def _told(settings: _Settings, table: str, key: str, problem: str) -> str:
     setting = settings[table].get(key) or next(iter(settings[table].values()), None)
     return f"{setting.source if setting else 'defaults'}: [{table}] {key} {problem}"
@@ -394,5 +403,6 @@ CHECKS: tuple[Callable[[Config, _Settings], Iterator[str]], ...] = (
     _revision_has_a_model,
     _digests_are_whole,
     _keys_have_their_own_secrets,
+    _speculation_has_effect,
     _scheduling_has_effect,
 )

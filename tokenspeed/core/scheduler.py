@@ -13,6 +13,7 @@ from types import MappingProxyType
 
 from tokenspeed.core.accounts import Account, FairShares
 from tokenspeed.core.admission import Admission, check_deadline
+from tokenspeed.core.carrying import carry_drafts, room_for_drafts
 from tokenspeed.core.costs import TYPICAL, CostModel, Costs, Work
 from tokenspeed.core.plan import Capacity, Row, RowResult, StepPlan, StepResult
 from tokenspeed.core.policy import POLICIES, Budget, SchedulerOptions, due, hurry, split, step_budget, yields
@@ -20,7 +21,7 @@ from tokenspeed.core.queues import Queues, by_age, place
 from tokenspeed.core.request import Event, Finished, FinishReason, PromptScored, Request, TokenDelta
 from tokenspeed.core.rows import Flight, Planning, may_run_ahead
 from tokenspeed.core.sequence import Sequence
-from tokenspeed.core.speculation import Carried, Speculation, SpeculationOptions
+from tokenspeed.core.speculation import Speculation, SpeculationOptions
 from tokenspeed.core.tables import BlockTables
 from tokenspeed.errors import RequestError
 
@@ -137,7 +138,8 @@ class Scheduler:
         prefills, read = self._plan_decodes(planning)
         work = Work(len(planning.rows), read=read)
         if self.speculation.active and not self._flight:
-            work = self._carry_drafts(planning, work, beside=bool(prefills or self._queues.waiting))
+            room = room_for_drafts(self.options, work.rows, beside=bool(prefills or self._queues.waiting))
+            work = carry_drafts(planning, work, self.speculation, self.tables, self.costs.costs, room)
         if prefills or self._queues.waiting:
             for sequence, count in self._prefill_shares(prefills, work, now):
                 fitting = self._grow(sequence, count, planning.planned)
@@ -167,6 +169,8 @@ class Scheduler:
             sequence.computed += len(row.tokens)
             held = self._take_drafts(sequence, given) if len(given.tokens) > 1 else 0
             drafts_held += held
+            if row.drafts or row.guess:
+                speculation.count(row, given.guessed, held)
             if (sequence.published + 1) * size <= sequence.computed:
                 self.tables.publish(sequence)
             if sequence.siblings and sequence.computed >= sequence.prompt_length - 1:
@@ -221,40 +225,9 @@ class Scheduler:
             return False
         if any(flight.verifies for flight in self._flight.values()):
             return True
-        running, costs = self._queues.running, self.costs.costs
-        seconds, most = self._draft_bounds(len(running), beside=len(self._queues.waiting) > 0)
-        return self.speculation.waits(running.values(), costs, seconds=seconds, most=most)
-
-    def _draft_bounds(self, rows: int, *, beside: bool) -> tuple[float, float]:
-        """Seconds of a step with drafts, and how many there may be: prompts `beside` them are to have their
-        share of it without making it longer."""
-        options = self.options
-        rest = 1.0 - options.eldest_share
-        target = (rest if beside else 1.0) * options.target_step_ms / 1e3
-        return target or inf, rest * options.step_tokens - rows
-
-    def _carry_drafts(self, planning: Planning, work: Work, *, beside: bool) -> Work:
-        """Let rows carry the drafts that pay; the work that it makes then. Nobody loses blocks for them."""
-        costs = self.costs.costs
-        seconds, most = self._draft_bounds(work.rows, beside=beside)
-        ready = [sequence for sequence, _ in planning.owners]
-        for sequence, carried in self.speculation.choose(ready, costs, work, seconds=seconds, most=most):
-            carried = self._with_blocks(sequence, carried)
-            if carried.drafts or carried.guess:
-                planning.carry(sequence, carried)
-                work = work.with_drafts(len(carried.drafts), carried.guess, len(carried.behind))
-        return work
-
-    def _with_blocks(self, sequence: Sequence, carried: Carried) -> Carried:
-        """As many of the drafts as there are blocks for, which the sequence then has."""
-        tables, wanted = self.tables, len(carried.drafts) or carried.guess
-        blocks = min(tables.missing(sequence, wanted), tables.pool.available)
-        if blocks > 0:
-            tables.extend(sequence, blocks)
-        room = len(sequence.blocks) * self.capacity.block_size - sequence.planned
-        if room >= wanted:
-            return carried
-        return Carried(carried.drafts[:room], min(carried.guess, room), carried.behind if room else ())
+        running = self._queues.running
+        room = room_for_drafts(self.options, len(running), beside=len(self._queues.waiting) > 0)
+        return self.speculation.waits(running.values(), self.costs.costs, room)
 
     # -- who prefills, and how much -----------------------------------------------------------------
 

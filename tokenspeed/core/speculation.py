@@ -58,6 +58,13 @@ class Offer(NamedTuple):
     behind: int = 0
 
 
+class Room(NamedTuple):
+    """How long a step with drafts may take at most, in seconds, and how many there may be."""
+
+    seconds: float
+    drafts: float
+
+
 class Carried(NamedTuple):
     """What a row carries: drafts that were looked up, or how many the draft model guesses behind `behind`."""
 
@@ -135,8 +142,6 @@ class Speculation:
         sequence.foretold = 0 if prospects.source is None else prospects.source.common
         if row.guess:
             self._learn_guessed(prospects, row, len(guessed), held)
-        if row.drafts or guessed:
-            self._count(MODEL if row.guess else LOOKUP, len(row.drafts) or len(guessed), held)
 
     def ended(self, sequence: core.Sequence) -> None:
         """Its drafts are looked up no more."""
@@ -207,8 +212,10 @@ class Speculation:
             prospects.guessed.learn(position < held, outcome.chance)
             outcome.learn(position < held)
 
-    def _count(self, drafter: str, drafted: int, held: int) -> None:
-        counts = self.counts
+    def count(self, row: Row, guessed: Sequence[int], held: int) -> None:
+        """A row's drafts were verified, and so many held."""
+        counts, drafted = self.counts, len(row.drafts) or len(guessed)
+        drafter = MODEL if row.guess else LOOKUP
         counts.drafted[drafter] += drafted
         counts.accepted[drafter] += held
         counts.drafted_at.update(range(drafted))
@@ -216,7 +223,7 @@ class Speculation:
 
     # -- what to send -------------------------------------------------------------------------------
 
-    def waits(self, running: Iterable[core.Sequence], costs: Costs, *, seconds: float, most: float) -> bool:
+    def waits(self, running: Iterable[core.Sequence], costs: Costs, room: Room) -> bool:
         """Whether the next step should wait for tokens in flight, because drafts behind them would pay."""
         if self._skipped < self._skips:
             self._skipped += 1
@@ -227,23 +234,20 @@ class Speculation:
         if not offers:
             return False
         work = Work(len(ahead), read=sum([s.planned + 1 for s in ahead]))
-        if self._chosen(offers, costs, work, seconds, most):
+        if self._chosen(offers, costs, work, room):
             return True
         self._skips = len(offers) // ASKED  # it takes the longer the more there are
         return False
 
     def choose(
-        self, ready: Iterable[core.Sequence], costs: Costs, work: Work, *, seconds: float, most: float
+        self, ready: Iterable[core.Sequence], costs: Costs, work: Work, room: Room
     ) -> list[tuple[core.Sequence, Carried]]:
-        """What the rows of these sequences, whose tokens are all known, carry in a step of that `work`.
-
-        The step takes at most so many `seconds`, if it does without; there are at most so many drafts.
-        """
+        """What the rows of these sequences, whose tokens are all known, carry in a step of that `work`."""
         offers = [offer for s in ready if (s.foretold or self.guesses) and (offer := self._offer(s, 0))]
         if not offers:
             return []
         found = []
-        for offer, count in self._chosen(offers, costs, work, seconds, most):
+        for offer, count in self._chosen(offers, costs, work, room):
             sequence, prospects = offer.sequence, offer.sequence.prospects
             if prospects is None:
                 continue
@@ -296,11 +300,9 @@ class Speculation:
             chances.append(held)
         return chances
 
-    def _chosen(
-        self, offers: list[Offer], costs: Costs, work: Work, seconds: float, most: float
-    ) -> list[tuple[Offer, int]]:
+    def _chosen(self, offers: list[Offer], costs: Costs, work: Work, room: Room) -> list[tuple[Offer, int]]:
         if self._options.control == "always":
-            return _first(offers, most)
+            return _first(offers, room.drafts)
         if self._probing:
             likely = max(offers, key=lambda offer: offer.chances[0])
             return [(likely, min(PROBED, len(likely.chances)))]
@@ -308,7 +310,7 @@ class Speculation:
         plain = costs.seconds(work)
         best, chosen = GAIN * max(work.rows, 1) / plain, None
         for count in range(rounds + 1):
-            rate, counts = self._filled(offers, costs, work, count, seconds, most)
+            rate, counts = self._filled(offers, costs, work, count, room, best)
             if rate > best:
                 best, chosen = rate, counts
         if chosen is not None:
@@ -317,40 +319,41 @@ class Speculation:
         self._unpaid += bool(hopeful)
         if hopeful and self._unpaid % PROBE_EVERY == 0:
             self._probing = True
-            return self._chosen(hopeful, costs, work, seconds, most)
+            return self._chosen(hopeful, costs, work, room)
         return []
 
     def _filled(
-        self, offers: list[Offer], costs: Costs, work: Work, rounds: int, seconds: float, most: float
+        self, offers: list[Offer], costs: Costs, work: Work, rounds: int, room: Room, best: float
     ) -> tuple[float, list[int]]:
         """Tokens a second with so many rounds of the draft model, and the drafts of each offer: those most
-        likely to hold first, as long as each makes the step give more tokens a second."""
-        took = costs.seconds(work) + costs.verify + rounds * costs.round + self._gap
-        tokens = float(max(work.rows, 1))
-        counts = [0] * len(offers)
-        ranked = [
-            (-chance, n, draft)
-            for n, offer in enumerate(offers)
-            for draft, chance in enumerate(offer.chances[:rounds] if offer.guessed else offer.chances)
-        ]
+        likely to hold first, as long as each makes the step give more tokens a second.
+
+        What is worth less than `best` tokens a second cannot be part of anything better than that.
+        """
+        looked_up, guessed = costs.draft + costs.read, costs.draft + costs.read + costs.guess
+        ranked = []
+        for n, offer in enumerate(offers):
+            least = best * (guessed if offer.guessed else looked_up)
+            for draft, chance in enumerate(offer.chances[:rounds] if offer.guessed else offer.chances):
+                if chance < least:
+                    break
+                ranked.append((-chance, n, draft))
         ranked.sort()
-        sent = 0
+        took = costs.seconds(work) + costs.verify + rounds * costs.round + self._gap
+        tokens, late, sent, counts = float(max(work.rows, 1)), 0.0, 0, [0] * len(offers)
         for unlikely, n, draft in ranked:
-            chance, offer = -unlikely, offers[n]
-            own, delay = costs.draft + costs.read, 0.0
-            if offer.guessed:
-                own += costs.guess
-                delay = costs.guess * offer.behind if draft == 0 else 0.0
-            if chance * took < tokens * (own + delay / CATCH_UP):
-                if offer.guessed:
-                    continue
-                break
-            if sent >= most or took + own + delay > seconds or counts[n] < draft:
+            offer = offers[n]
+            delay = costs.guess * offer.behind if draft == 0 else 0.0
+            own = (guessed if offer.guessed else looked_up) + delay / CATCH_UP
+            if counts[n] < draft or -unlikely * took < tokens * own:
+                continue
+            if sent >= room.drafts or took + late + own + delay > room.seconds:
                 continue
             sent += 1
             counts[n] += 1
             took += own
-            tokens += chance
+            late += delay
+            tokens -= unlikely
         return (tokens / took if sent else 0.0), counts
 
     def _without_drafts(self, costs: Costs, work: Work) -> float:
