@@ -234,7 +234,7 @@ def expected(made: Request, choice: int) -> list[int]:
     st.sampled_from([0.0, 0.001, 1.0]),
     st.sampled_from(sorted(SPECULATIONS)),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_what_a_request_gets_does_not_depend_on_what_runs_beside_it(
     work: list[tuple[float, Request, float | None]],
     blocks: int,
