@@ -40,6 +40,17 @@ class Wrapped:
         self.decoder.allocate(blocks)
 
 
+class FailsOnce(Wrapped):
+    """In its second pass."""
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        self.forwards += 1
+        if self.forwards == 2:
+            raise RuntimeError("lightning")
+        result: torch.Tensor = self.decoder.forward(batch)
+        return result
+
+
 def blocks_of(sequence: int) -> tuple[int, ...]:
     """Scattered blocks of the pool, apart from those of other sequences."""
     return tuple((sequence * BLOCKS_EACH + block) * 37 % 64 for block in range(BLOCKS_EACH))
@@ -228,13 +239,6 @@ def test_a_token_beyond_the_vocabulary_ends_its_row_alone(tiny: Any, executor: E
 
 
 def test_after_a_step_that_failed_rows_that_follow_it_end(tiny: Any) -> None:
-    class FailsOnce(Wrapped):
-        def forward(self, batch: Batch) -> torch.Tensor:
-            self.forwards += 1
-            if self.forwards == 2:
-                raise RuntimeError("lightning")
-            return self.decoder.forward(batch)
-
     executor = executor_of(tiny, FailsOnce(tiny.decoder()))
     prefill(executor, tiny, (1, 2), GREEDY)
     with pytest.raises(RuntimeError, match="lightning"):
@@ -247,13 +251,6 @@ def test_after_a_step_that_failed_rows_that_follow_it_end(tiny: Any) -> None:
 def test_a_step_tells_how_long_it_took_and_how_long_the_device_had_waited_for_it(
     tiny: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class FailsOnce(Wrapped):
-        def forward(self, batch: Batch) -> torch.Tensor:
-            self.forwards += 1
-            if self.forwards == 2:
-                raise RuntimeError("lightning")
-            return self.decoder.forward(batch)
-
     clock = iter([10.0, 10.5, 11.5, 13.5, 13.75, 14.0])  # start and end of each step
     monkeypatch.setattr("tokenspeed.backend.executor.time", SimpleNamespace(perf_counter=lambda: next(clock)))
     executor = executor_of(tiny, FailsOnce(tiny.decoder()))

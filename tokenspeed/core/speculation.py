@@ -165,7 +165,7 @@ class Speculation:
 
     def step(self, costs: Costs, work: Work, held: int) -> None:
         """A step with drafts was done, of which so many held."""
-        plain = self._without_drafts(costs, work)
+        plain = costs.seconds(work._replace(drafts=0, verifies=0, rounds=0, guesses=0))
         spent, saved = costs.seconds(work) - plain, held * plain / max(work.rows, 1)
         self.counts.spent += spent
         self.counts.saved += saved
@@ -355,9 +355,6 @@ class Speculation:
             late += delay
             tokens -= unlikely
         return (tokens / took if sent else 0.0), counts
-
-    def _without_drafts(self, costs: Costs, work: Work) -> float:
-        return costs.seconds(work._replace(drafts=0, verifies=0, rounds=0, guesses=0))
 
 
 def _first(offers: list[Offer], most: float) -> list[tuple[Offer, int]]:
