@@ -95,8 +95,8 @@ def lines(folder: str, overrides: list[str]) -> Iterator[str]:
     assert isinstance(backend, CudaBackend)
     assert computing.figures is not None
     stepper, size = backend.stepper, capacity.block_size
-    if stepper.graphs is not None:
-        stepper.graphs.wait()
+    for graphs in stepper.graphs:
+        graphs.wait()
     for rows, context in DECODES:
         if rows * (context + STEPS) < capacity.blocks * size:
             step = decode(stepper, rows, context, size)

@@ -136,7 +136,8 @@ class Sample(Protocol):
 class Ops:
     """One implementation of each operation; the contract of `name` is the docstring of `gpu.name`.
 
-    `paged_attention` is for rows of few tokens, `prefill_attention` obeys the same contract for many.
+    `paged_attention` is for rows of one token, `verify_attention` and `prefill_attention` obey the same
+    contract for rows of a few, and of many.
     `decode_attention` is `rope_write_kv` and `paged_attention` in one, for few rows and short contexts, where
     there is such a thing; `gated_linear` is `linear` and `silu_mul` in one, for many rows.
     """
@@ -152,6 +153,7 @@ class Ops:
     rope_write_kv: RopeWriteKv
     sample: Sample
     silu_mul: SiluMul
+    verify_attention: PagedAttention
 
 
 REFERENCE = Ops(
@@ -166,4 +168,5 @@ REFERENCE = Ops(
     rope_write_kv=rope_write_kv,
     sample=sample,
     silu_mul=silu_mul,
+    verify_attention=paged_attention,
 )

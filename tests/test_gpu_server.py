@@ -158,7 +158,7 @@ DRAWN_AS = [
 def stepper_of(server: Server) -> Stepper:
     backend = server.engine._backend
     assert isinstance(backend, CudaBackend)
-    graphs = backend.stepper.graphs
+    graphs = backend.stepper.passes.graphs
     assert graphs is not None
     graphs.wait()
     assert all(graphs.decode(rows, 10**6) is not None for rows in range(1, 17)), "not captured"
@@ -189,7 +189,7 @@ def drawn(
             for start in [len(prompt) + number - 1 if number else 0]
             for draw in [Draw(sampling, sampling.seed or 0, len(prompt) + number)]
         ]
-        stepper.graphs = graphs if number else None
+        stepper.passes.graphs = graphs if number else None
         begun.append(stepper.begin(StepPlan(number, tuple(rows))))
         if len(begun) == 2:
             end()
@@ -203,7 +203,7 @@ async def test_a_captured_step_draws_what_one_launched_kernel_by_kernel_draws(ro
     server = built("device.name=cuda", "cache.memory_mib=64", "kernels.decode_attention=apart")
     stepper = stepper_of(server)
     samplings = [DRAWN_AS[(n + rows) % len(DRAWN_AS)] for n in range(rows)]
-    captured = drawn(stepper, samplings, 60, stepper.graphs)
+    captured = drawn(stepper, samplings, 60, stepper.passes.graphs)
     assert drawn(stepper, samplings, 60, None) == captured
     assert [len(row) for row in captured] == [61] * rows
     await server.engine.stop()
@@ -216,8 +216,8 @@ async def test_a_row_draws_alike_beside_rows_whose_logits_are_changed() -> None:
     biased = Sampling(temperature=0.0, logit_bias=((33, 1000.0),))
     asked = Sampling(temperature=0.0, logprobs=2)
     plain = Sampling(temperature=0.0)
-    first = drawn(stepper, [*DRAWN_AS, biased, asked], 60, stepper.graphs)
-    second = drawn(stepper, [*DRAWN_AS, plain, plain], 60, stepper.graphs)
+    first = drawn(stepper, [*DRAWN_AS, biased, asked], 60, stepper.passes.graphs)
+    second = drawn(stepper, [*DRAWN_AS, plain, plain], 60, stepper.passes.graphs)
     assert first[:5] == second[:5]
     assert first[5] == [33] * 61
     assert first[6] == second[6]
@@ -230,7 +230,7 @@ async def test_a_draw_that_no_graph_holds_follows_it() -> None:
     for sample in ("cupy", "reference"):
         server = built("device.name=cuda", "cache.memory_mib=64", f"kernels.sample={sample}")
         stepper = stepper_of(server)
-        assert stepper._captures_draw == (sample == "cupy")
-        found.append(drawn(stepper, DRAWN_AS[:2], 60, stepper.graphs))
+        assert stepper.passes._captures_draw == (sample == "cupy")
+        found.append(drawn(stepper, DRAWN_AS[:2], 60, stepper.passes.graphs))
         await server.engine.stop()
     assert found[0] == found[1]

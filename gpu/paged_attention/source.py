@@ -68,6 +68,11 @@ def check_served(op: str, shape: Heads, head_dims: tuple[int, ...], dtypes: tupl
         raise ValueError(f"{op}: {shape.heads} heads are no multiple of {shape.kv_heads} kv heads")
 
 
+def most_tokens(group: int) -> int:
+    """Of a row, for which there is a kernel, where so many heads share keys and values."""
+    return TILE * MOST_WARPS // group
+
+
 def constants(shape: Heads, most_tokens: int, shared_bytes: int) -> Constants:
     """For rows of up to `most_tokens`, on a device whose blocks may have `shared_bytes` of shared memory."""
     check_served("paged_attention", shape, HEAD_DIMS, DTYPES)

@@ -10,7 +10,8 @@ import torch
 
 from gpu.table import REFERENCE
 from tokenspeed.backend.graphs import Graph, Graphs
-from tokenspeed.backend.stepper import Stepper
+from tokenspeed.backend.passes import Passes
+from tokenspeed.backend.stepper import DraftNetwork, Stepper
 from tokenspeed.core.plan import Draw
 from tokenspeed.core.request import Sampling
 from tokenspeed.model.batch import Batch
@@ -25,6 +26,7 @@ from tokenspeed.model.weights import LayerWeights, Weights
 VOCAB = 61
 BLOCK_SIZE = 4
 BLOCKS = 64
+MOST_DRAFTS = 5
 
 SPEC = ModelSpec(
     family="test",
@@ -124,8 +126,8 @@ def tiny() -> Tiny:
     return Tiny(weights_of(seed=5))
 
 
-def stepper_of(tiny: Tiny, bounds: Bounds, *, captures_draw: bool = True) -> Stepper:
-    """On the CPU, with the plain operations, ready to serve."""
+def network_of(tiny: Tiny, bounds: Bounds) -> Network:
+    """On the CPU, with the plain operations."""
     spec, weights = tiny.spec, empty(tiny.spec, torch.float32, torch.device("cpu"))
     fill(weights, tiny.weights)
     products = many_rows(
@@ -138,43 +140,50 @@ def stepper_of(tiny: Tiny, bounds: Bounds, *, captures_draw: bool = True) -> Ste
     )
     network = Network(spec, weights, REFERENCE, products, bounds, block_size=tiny.block_size)
     network.allocate(tiny.blocks)
-    stepper = Stepper(network, REFERENCE, captures_draw=captures_draw)
-    stepper.warm_up()
-    return stepper
+    return network
 
 
 class Replayed:
     """Graphs of every shape, which run the work that a device would have captured."""
 
-    def __init__(self, stepper: Stepper, bounds: Bounds) -> None:
+    def __init__(self, passes: Passes) -> None:
         self._captured = Graphs(
-            bounds.rows,
-            bounds.tokens,
-            stepper._network.short_keys,
-            stepper._work,
+            passes.network.bounds,
+            passes.network.short_keys,
+            passes.work,
             lambda tokens: None,
             device=torch.device("cpu"),
             budget_bytes=1,
         )
         for shape in self._captured.shapes:
-            self._captured._graphs[shape] = Graph(shape, lambda shape=shape: self._replay(stepper, shape))
-        self.decode, self.mixed = self._captured.decode, self._captured.mixed
+            self._captured._graphs[shape] = Graph(shape, lambda shape=shape: self._replay(passes, shape))
+        captured = self._captured
+        self.decode, self.verify, self.mixed = captured.decode, captured.verify, captured.mixed
         self.replayed: list[Shape] = []
 
-    def _replay(self, stepper: Stepper, shape: Shape) -> None:
+    def _replay(self, passes: Passes, shape: Shape) -> None:
         self.replayed.append(shape)
-        stepper._work(shape)
+        passes.work(shape)
 
 
 @pytest.fixture(params=["launched", "replayed", "drawn apart"])
-def make_stepper(tiny: Tiny, request: pytest.FixtureRequest) -> Callable[[Bounds], Stepper]:
-    """Make a stepper for steps of some size; its steps run as they are, or padded to the shapes of graphs,
-    which hold the draw or do not."""
+def make_stepper(tiny: Tiny, request: pytest.FixtureRequest) -> Callable[..., Stepper]:
+    """Make a stepper for steps of some size, with a draft model or none.
 
-    def make(bounds: Bounds) -> Stepper:
-        stepper = stepper_of(tiny, bounds, captures_draw=request.param != "drawn apart")
-        if request.param != "launched":
-            stepper.graphs = Replayed(stepper, bounds)  # type: ignore[assignment]
+    Its steps run as they are, or padded to the shapes of graphs, which hold the draw or do not.
+    """
+
+    def make(bounds: Bounds, draft: Tiny | None = None) -> Stepper:
+        drafting = None
+        if draft is not None:
+            drafting = DraftNetwork(network_of(draft, bounds), REFERENCE, bounds.context, MOST_DRAFTS)
+        network = network_of(tiny, bounds)
+        stepper = Stepper(network, REFERENCE, captures_draw=request.param != "drawn apart", draft=drafting)
+        stepper.warm_up()
+        guesser = stepper._guesser
+        for passes in (stepper.passes, *(() if guesser is None else (guesser.passes,))):
+            if request.param != "launched":
+                passes.graphs = Replayed(passes)  # type: ignore[assignment]
         return stepper
 
     return make

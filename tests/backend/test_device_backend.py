@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tokenspeed.backend.cuda import CudaBackend
+from tokenspeed.backend.graphs import Graphs
 from tokenspeed.backend.marks import HostMark
 from tokenspeed.backend.results import SOURCE_FAILED
 from tokenspeed.backend.stepper import Begun, Stepper
@@ -46,7 +47,7 @@ class Device:
 
     def __init__(self, stepper: Stepper) -> None:
         self.stepper = stepper
-        self.graphs = None
+        self.graphs: list[Graphs] = []
         self.gate = threading.Semaphore(0)
         self.faults: dict[int, Exception] = {}  # by plan number
         self.lost = False

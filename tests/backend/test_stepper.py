@@ -58,7 +58,7 @@ def blocks_of(sequence: int) -> tuple[int, ...]:
 
 @pytest.fixture
 def stepper(make_stepper: MakeStepper) -> Stepper:
-    return make_stepper(Bounds(64, 8, 8, 48))
+    return make_stepper(Bounds(64, 8, 8, 48, few=4))
 
 
 def run(stepper: Stepper, *rows: Row) -> tuple[RowResult, ...]:
@@ -82,8 +82,8 @@ def test_sequences_in_chunks_beside_each_other_are_continued_as_alone(tiny: Any,
             known[number] += result.tokens
     for tokens, prompt, sampling in zip(known, PROMPTS, SAMPLINGS, strict=True):
         assert tuple(tokens[len(prompt) :][:NEW]) == tiny.continued(prompt, sampling, NEW)
-    if stepper.graphs is not None:  # both kinds of them were used
-        assert {shape.singles == shape.rows for shape in stepper.graphs.replayed} == {False, True}
+    if stepper.passes.graphs is not None:  # both kinds of them were used
+        assert {shape.singles == shape.rows for shape in stepper.passes.graphs.replayed} == {False, True}
 
 
 def test_long_prompts_whose_last_layer_has_only_last_tokens_give_what_they_give_alone(
@@ -101,8 +101,8 @@ def test_long_prompts_whose_last_layer_has_only_last_tokens_give_what_they_give_
     assert first.tokens == tiny.continued(decoding, GREEDY, 1)
     assert none.tokens == ()
     assert second.tokens == tiny.continued(ending, GREEDY, 1)
-    if stepper.graphs is not None:
-        assert stepper.graphs.replayed[-1].narrow
+    if stepper.passes.graphs is not None:
+        assert stepper.passes.graphs.replayed[-1].narrow
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS[:3], ids=range(3))
@@ -218,7 +218,7 @@ def test_a_captured_step_that_decodes_takes_one_copy_a_graph_and_one_copy_back(
     tiny: Any, make_stepper: MakeStepper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stepper = make_stepper(Bounds(64, 16, 16, 48))
-    if stepper.graphs is None or not stepper._captures_draw:
+    if stepper.passes.graphs is None or not stepper.passes._captures_draw:
         pytest.skip("not captured as a whole")
     asked: list[str] = []
     begun: list[Begun] = []
@@ -239,14 +239,15 @@ def test_a_captured_step_that_decodes_takes_one_copy_a_graph_and_one_copy_back(
     started, ended = stepper._marks[stepper._turn]
     monkeypatch.setattr(started, "set", noted("begins", started.set))
     monkeypatch.setattr(ended, "set", noted("ends", ended.set))
-    monkeypatch.setattr(stepper._packer, "decode", noted("packed", stepper._packer.decode))
-    monkeypatch.setattr(stepper._packer._staging, "_copy", noted("there", stepper._packer._staging._copy))
+    packer = stepper.passes._packer
+    monkeypatch.setattr(packer, "decode", noted("packed", packer.decode))
+    monkeypatch.setattr(packer._staging, "_copy", noted("there", packer._staging._copy))
     monkeypatch.setattr(stepper._returned, "_copy", noted("back", stepper._returned._copy))
     monkeypatch.setattr(
-        stepper.graphs, "_replay", lambda stepper, shape: asked.append(f"graph of {shape.rows}")
+        stepper.passes.graphs, "_replay", lambda passes, shape: asked.append(f"graph of {shape.rows}")
     )
     ops = Ops(**{field.name: noted(field.name, getattr(REFERENCE, field.name)) for field in fields(Ops)})
-    monkeypatch.setattr(stepper, "_ops", ops)
+    monkeypatch.setattr(stepper.passes, "_ops", ops)
     monkeypatch.setattr(stepper._network, "_ops", ops)
     second = tuple(row._replace(start=2, source=n, draw=Draw(sampling, 4, 3)) for n, row in enumerate(first))
     begun.append(stepper.begin(StepPlan(1, second)))
@@ -316,7 +317,14 @@ def test_a_step_that_cannot_be_begun_leaves_the_next_ones_to_run(tiny: Any, step
 
 
 def test_steps_are_padded_to_the_smallest_shape_that_has_room() -> None:
-    graphs = Graphs(256, 8192, 1000, lambda shape: None, lambda tokens: None, device=CPU, budget_bytes=1)
+    graphs = Graphs(
+        Bounds(8192, 256, 256, 8192),
+        1000,
+        lambda shape: None,
+        lambda tokens: None,
+        device=CPU,
+        budget_bytes=1,
+    )
     for shape in graphs.shapes:
         graphs._graphs[shape] = Graph(shape, lambda: None)
     assert [found.shape.rows for n in (1, 7, 8, 9, 100, 256) if (found := graphs.decode(n, 5000))] == [
@@ -340,7 +348,14 @@ def test_steps_are_padded_to_the_smallest_shape_that_has_room() -> None:
 
 def test_steps_take_a_larger_graph_until_theirs_is_captured() -> None:
     """Twice the rows that decode at most, and few more tokens than there are."""
-    graphs = Graphs(256, 8192, 1000, lambda shape: None, lambda tokens: None, device=CPU, budget_bytes=1)
+    graphs = Graphs(
+        Bounds(8192, 256, 256, 8192),
+        1000,
+        lambda shape: None,
+        lambda tokens: None,
+        device=CPU,
+        budget_bytes=1,
+    )
     for shape in coarse(graphs.shapes):
         graphs._graphs[shape] = Graph(shape, lambda: None)
     for rows in range(1, 257):
@@ -407,7 +422,9 @@ def make_graphs(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Shape], 
     monkeypatch.setattr(graphs_module, "Driver", lambda device: None)
 
     def make(capture: Callable[[Shape], None]) -> Graphs:
-        made = Graphs(32, 64, 1000, lambda shape: None, lambda tokens: None, device=CPU, budget_bytes=1)
+        made = Graphs(
+            Bounds(64, 32, 64, 64), 1000, lambda shape: None, lambda tokens: None, device=CPU, budget_bytes=1
+        )
 
         def captured(shape: Shape, driver: None) -> None:
             capture(shape)
@@ -455,7 +472,9 @@ def test_closing_ends_a_rest_amid_captures(
 
 
 def test_a_step_without_a_graph_asks_for_the_one_that_it_would_have_had() -> None:
-    graphs = Graphs(64, 512, 1000, lambda shape: None, lambda tokens: None, device=CPU, budget_bytes=1)
+    graphs = Graphs(
+        Bounds(512, 64, 64, 512), 1000, lambda shape: None, lambda tokens: None, device=CPU, budget_bytes=1
+    )
     assert graphs.decode(3, 900) is None
     assert graphs.decode(3, 2000) is None
     assert graphs.mixed(100, 3, 1) is None
@@ -464,7 +483,8 @@ def test_a_step_without_a_graph_asks_for_the_one_that_it_would_have_had() -> Non
 
 
 def test_prompts_are_not_captured_where_what_attends_them_cannot_be() -> None:
-    graphs = Graphs(8, 0, 0, lambda shape: None, lambda tokens: None, device=CPU, budget_bytes=1)
+    bounds = Bounds(0, 8, 8, 0)
+    graphs = Graphs(bounds, 0, lambda shape: None, lambda tokens: None, device=CPU, budget_bytes=1)
     assert all(shape.singles == shape.rows and not shape.short for shape in graphs.shapes)
     assert graphs.mixed(16, 0, 1) is None
 

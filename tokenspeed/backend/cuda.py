@@ -42,8 +42,8 @@ class CudaBackend:
         # A daemon, so that a loop that died without closing does not keep the process alive.
         self._thread = threading.Thread(target=self._wait, name="device", daemon=True)
         self._thread.start()
-        if stepper.graphs is not None:
-            stepper.graphs.start()
+        for graphs in stepper.graphs:
+            graphs.start()
 
     @property
     def capacity(self) -> Capacity:
@@ -77,8 +77,8 @@ class CudaBackend:
         # Shielded: whoever else closes still waits for the same end.
         await asyncio.shield(asyncio.wrap_future(self._ended))
         self._thread.join()
-        if self.stepper.graphs is not None:
-            self.stepper.graphs.close()
+        for graphs in self.stepper.graphs:
+            graphs.close()
 
     def _wait(self) -> None:
         """The thread: for each step, until the device has done it."""

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 
 from gpu.driver import Driver
-from tokenspeed.model.cuda.network import PADDED_ROWS, Shape
+from tokenspeed.model.cuda.network import PADDED_ROWS, Bounds, Shape
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +24,7 @@ EXACT = 8  # rows up to which every number has a graph of its own
 # Tokens of steps that prefill. Products go by 128 rows, so up to 64 more cost little; with more than 2,048
 # the device takes longer than launching does, even for small models.
 MIXED = (16, 32, *range(64, 2049, 64))
+VERIFY_ROWS = (1, 4, 16, 64)  # of steps that carry drafts
 COARSE = 256  # tokens; every prompt's step has a larger coarse one this near
 # A step without a graph runs kernel by kernel, which takes the host ten times as long as all of a small
 # model's step takes the device. So a few coarse shapes are captured first; until the others are, steps take a
@@ -58,11 +59,22 @@ def mixed_shapes(most_rows: int, most_tokens: int) -> list[Shape]:
     return [Shape(size, min(most_rows, size), min(most_rows, size) + PADDED_ROWS) for size in sizes]
 
 
+def verify_shapes(most_rows: int, most_tokens: int, few: int) -> list[Shape]:
+    """Steps whose rows have up to `few` tokens each: drafts behind the one that decodes."""
+    sizes = [shape.tokens for shape in decode_shapes(most_tokens)]
+    before, found = 0, []
+    for most in (*(rows for rows in VERIFY_ROWS if rows < most_rows), min(most_rows, VERIFY_ROWS[-1])):
+        fitting = [size for size in sizes if max(1, before) < size <= most * few]
+        found += [Shape(size, 0, most, few=True) for size in fitting]
+        before = most
+    return found if few > 1 else []
+
+
 def coarse(shapes: Sequence[Shape]) -> list[Shape]:
     """Those that smaller steps may take while nothing nearer is captured: twice the rows that decode, or a
     few more tokens, cost the device less than launching kernel by kernel costs the host."""
     decodes = [shape for shape in shapes if shape.singles == shape.rows]
-    mixed = [shape for shape in shapes if shape.singles < shape.rows]
+    mixed = [shape for shape in shapes if not shape.draws]
     found = [shape for shape in decodes if shape.rows.bit_count() == 1 or shape == decodes[-1]]
     return found + [shape for shape in mixed if shape.tokens % COARSE == 0 or shape == mixed[-1]]
 
@@ -132,20 +144,24 @@ class Graphs:
 
     def __init__(
         self,
-        most_rows: int,
-        most_tokens: int,
+        bounds: Bounds,
         short_keys: int,
         work: Callable[[Shape], None],
         warm: Callable[[int], None],
         *,
         device: torch.device,
         budget_bytes: int,
+        turns: threading.Lock | None = None,
     ) -> None:
+        """Of steps that prefill, those of up to `bounds.tokens` are captured. Who shares `turns` captures one
+        at a time."""
         self._work, self._warm, self._device = work, warm, device
         self._budget = budget_bytes
         self._short_keys = short_keys
-        self._decodes = decode_shapes(most_rows)
-        self._mixed = mixed_shapes(most_rows, most_tokens)
+        self._turns = turns or threading.Lock()
+        self._decodes = decode_shapes(bounds.rows)
+        self._mixed = mixed_shapes(bounds.rows, bounds.tokens)
+        self._verifies = verify_shapes(bounds.rows, bounds.logits, bounds.few)
         self._agenda = Agenda(self.shapes)
         self._graphs: dict[Shape, Graph] = {}
         self._kept: list[torch.cuda.CUDAGraph] = []  # as long as they may be launched
@@ -174,7 +190,7 @@ class Graphs:
     def shapes(self) -> list[Shape]:
         """All that are captured, in this order where no step asks for another."""
         short = [s._replace(short=True) for s in self._decodes if self._short_keys and s.rows <= FUSED_ROWS]
-        return [*short, *self._decodes, *self._mixed]
+        return [*short, *self._decodes, *self._mixed, *self._verifies]
 
     def decode(self, rows: int, keys: int) -> Graph | None:
         """For a step of so many rows of one token that attend `keys` together: the smallest one that fits, of
@@ -184,6 +200,13 @@ class Graphs:
         if keys <= self._short_keys:
             return self._captured(chain.from_iterable(map(_with_short, fitting)))
         return self._captured(fitting)
+
+    def verify(self, tokens: int, rows: int) -> Graph | None:
+        """For a step of so many tokens, a few in each row: the smallest with room for it, of those that are
+        captured already."""
+        return self._captured(
+            shape for shape in self._verifies if tokens <= shape.tokens <= 2 * tokens and rows <= shape.rows
+        )
 
     def mixed(self, tokens: int, singles: int, others: int) -> Graph | None:
         """For a step of so many tokens, in rows of one token and others: the smallest with room for it, of
@@ -219,7 +242,7 @@ class Graphs:
                         for rows in shape.multiplied:
                             self._warm(rows)
                         warming.synchronize()
-                    with torch.cuda.stream(capturing):
+                    with self._turns, torch.cuda.stream(capturing):
                         self._capture(shape, driver)
                     now = time.monotonic()
                     self._agenda.rest(now - began, now)

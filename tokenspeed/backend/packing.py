@@ -1,4 +1,4 @@
-"""A step's rows, packed as the device reads them and sent: of block tables only what it does not have."""
+"""The rows of a pass, packed as the device reads them and sent: of block tables only what it has not."""
 
 from __future__ import annotations
 
@@ -40,6 +40,13 @@ def columns_of(rows: Sequence[Row]) -> Columns:
     return Columns._make(zip(*rows, strict=True))
 
 
+class Guessed(NamedTuple):
+    """Drafts that are on the device alone: of row `row`, in these places of what was drawn."""
+
+    row: int
+    places: Sequence[int]
+
+
 class Packed(NamedTuple):
     """A step that is still to be sent."""
 
@@ -51,8 +58,8 @@ class Packed(NamedTuple):
 class Packer:
     """Packs rows into a buffer of the host, pads them to a shape, and enqueues the copy to the device.
 
-    `buffers` must exceed the steps in flight. `sources` is, for each row of the plan before, the logit that
-    it draws from.
+    `buffers` must exceed the passes in flight. `sources` is, for each row that `Row.source` may name, where
+    in what was drawn its token is.
     """
 
     def __init__(self, network: Network, *, buffers: int) -> None:
@@ -68,8 +75,9 @@ class Packer:
         self._counting = np.arange(bounds.rows + 1, dtype=np.int32)
 
     def tensors(self, shape: Shape) -> StepTensors:
-        """The arrays of a step that decodes, on the device: the same memory for every one of that shape."""
-        return self._staging.tensors(Size(shape.tokens, shape.rows, shape.rows))
+        """The arrays of a step with a draw after every token, on the device: the same memory for every one of
+        that shape. They begin like those of any step with as many tokens and rows."""
+        return self._staging.tensors(Size(shape.tokens, shape.rows, shape.tokens))
 
     def send(self, packed: Packed) -> None:
         """Enqueue the copy."""
@@ -113,19 +121,23 @@ class Packer:
         shape: Shape,
         draws: Sequence[Draw | None],
         sources: dict[int, int],
+        guessed: Sequence[Guessed] = (),
     ) -> tuple[Packed, Int32]:
-        """Rows of any number of tokens, the `singles` of one token first. Also the tokens whose targets are
-        to be scored."""
+        """Rows of any number of tokens, of which the shape's `singles` have one and come first. Also the
+        tokens whose targets are to be scored."""
         layout = self._batcher.layout(rows)
         batch, count, others = layout.batch, len(layout.batch.tokens), len(rows) - singles
-        size = Size(shape.tokens, shape.rows, len(draws))
+        size = Size(shape.tokens, shape.rows, shape.tokens if shape.draws else len(draws))
         staged = self._staging.begin(size, batch.block_tables.shape)
         arrays = staged.arrays
         arrays["tokens"][:count] = batch.tokens
         arrays["sources"][:] = -1
-        arrays["sources"][:singles] = [
-            -1 if row.source < 0 else sources[row.source] for row in rows[:singles]
-        ]
+        for row, first in zip(rows, batch.row_starts.tolist(), strict=False):  # row_starts has one more
+            if row.source >= 0:
+                arrays["sources"][first] = sources[row.source]
+        for drafts in guessed:
+            end = batch.row_starts[drafts.row + 1]
+            arrays["sources"][end - len(drafts.places) : end] = drafts.places
         arrays["positions"][:count] = batch.positions
         arrays["slots"][:count] = batch.slots
         self._pad_tokens(arrays, count)
@@ -134,9 +146,9 @@ class Packer:
         contexts[:] = 0
         contexts[:singles] = batch.contexts[:singles]
         contexts[shape.singles : shape.singles + others] = batch.contexts[singles:]
-        arrays["logit_rows"][:] = (
-            _drawing(rows, singles, shape) if shape.narrow else batch.logit_rows[: layout.drawn]
-        )
+        if not shape.draws:
+            drawn = _drawing(rows, singles, shape) if shape.narrow else batch.logit_rows[: layout.drawn]
+            arrays["logit_rows"][:] = drawn
         self._parameters.fill(arrays, draws)
         staged.tables[:] = batch.block_tables
         self._tables = []  # others are there now

@@ -86,6 +86,17 @@ def _heads(context: Context) -> tuple[Any, ...]:
     return (context.heads,)
 
 
+def _few_tokens(context: Context) -> Any:
+    """Attention of rows that carry drafts."""
+    (heads,) = _heads(context)
+    module = importlib.import_module("gpu.paged_attention.cupy_kernel")
+    return module.PagedAttention(heads, most_tokens=context.bounds.few).enqueue
+
+
+def _numba_few_tokens(context: Context) -> Any:
+    return _numba_attention(context, context.bounds.few)
+
+
 def _embedding(context: Context) -> tuple[Any, ...]:
     return (context.dtype, RESIDUAL)
 
@@ -98,11 +109,11 @@ def _rope(context: Context) -> tuple[Any, ...]:
     return (context.dtype, context.spec.head_dim, context.pairs)
 
 
-def _numba_attention(context: Context) -> Any:
+def _numba_attention(context: Context, most_tokens: int = 1) -> Any:
     """Any heads and blocks; its workspace is for as many rows as are attended at once."""
     module = importlib.import_module("gpu.paged_attention.numba_kernel")
     rows = min(context.bounds.rows, ATTENDED_AT_ONCE)
-    return module.PagedAttention(context.heads, most_rows=rows).enqueue
+    return module.PagedAttention(context.heads, most_tokens=most_tokens, most_rows=rows).enqueue
 
 
 def _few(context: Context) -> Products:
@@ -162,6 +173,11 @@ MAKERS: Mapping[str, Mapping[str, Maker]] = MappingProxyType(
             "numba": _numba_attention,
             "reference": _reference("paged_attention"),
         },
+        "verify_attention": {
+            "cupy": _few_tokens,
+            "numba": _numba_few_tokens,
+            "reference": _reference("verify_attention"),
+        },
         "prefill_attention": {
             "cupy": _made("gpu.prefill_attention.cupy_kernel", "PrefillAttention", _heads),
             "torch": _function("gpu.prefill_attention.torch_kernel", "prefill_attention"),
@@ -203,6 +219,7 @@ def pins_of(options: KernelOptions) -> dict[str, str]:
     """By operation, the implementation that the configuration asks for."""
     return {
         "paged_attention": options.paged_attention,
+        "verify_attention": options.paged_attention,
         "prefill_attention": options.prefill_attention,
         "rms_norm": options.rms_norm,
         "rope_write_kv": options.rope_write_kv,

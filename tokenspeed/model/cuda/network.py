@@ -34,11 +34,17 @@ class Shape(NamedTuple):
     rows: int
     short: bool = False  # rows of one token alone, and such contexts that `decode_attention` takes them
     every: bool = False  # whether hidden states are wanted after every token, not only the last ones of rows
+    few: bool = False  # rows of a few tokens, as `verify_attention` takes them, and draws after every token
 
     @property
     def narrow(self) -> bool:
         """Whether the last layer goes on with the last tokens of rows alone: they are few among all."""
-        return self.singles < self.rows and not self.every and 2 * self.rows <= self.tokens
+        return not (self.draws or self.every) and 2 * self.rows <= self.tokens
+
+    @property
+    def draws(self) -> bool:
+        """Whether there is a draw after every token."""
+        return self.few or self.singles == self.rows
 
     @property
     def multiplied(self) -> tuple[int, ...]:
@@ -54,6 +60,7 @@ class Bounds:
     rows: int
     logits: int
     context: int  # tokens of the longest sequence
+    few: int = 1  # tokens of a row for which `verify_attention` was made
 
 
 class _Activations(NamedTuple):
@@ -88,7 +95,9 @@ class Network:
         bounds: Bounds,
         *,
         block_size: int,
+        drawable: int | None = None,
     ) -> None:
+        """No token from `drawable` on is ever drawn."""
         self.spec = spec
         self.bounds = bounds
         self.block_size = block_size
@@ -108,6 +117,7 @@ class Network:
         self._sin = torch.empty(angles, dtype=torch.float32, device=self.device)
         self._last = torch.empty(bounds.logits, spec.hidden_size, dtype=RESIDUAL, device=self.device)
         self.logits = torch.empty(bounds.logits, spec.vocab_size, dtype=torch.float32, device=self.device)
+        self._never_drawn = None if drawable is None else self.logits[:, drawable:]
         blocks = -(-bounds.context // block_size)
         rows = bounds.rows + PADDED_ROWS
         self._tables = torch.zeros(rows, blocks, dtype=torch.int32, device=self.device)
@@ -206,6 +216,8 @@ class Network:
         logits = self.logits[:count]
         self._products.norm_linear(hidden, weights.norm, weights.head, None, logits)
         assert logits.shape[1] == spec.vocab_size
+        if self._never_drawn is not None:
+            self._never_drawn[:count].fill_(-torch.inf)
         return logits
 
     def warm(self, rows: int) -> None:
@@ -234,6 +246,12 @@ class Network:
             ops.decode_attention(*rotated, keys, values, tables, step.contexts, *rest, views.attended, norms)
             return
         self._rotate_and_write(number, views, step)
+        if shape.few:
+            tables = self._tables[: shape.rows]
+            ops.verify_attention(
+                views.query, keys, values, tables, step.row_starts, step.contexts, *rest, views.attended
+            )
+            return
         for first in range(0, shape.singles, ATTENDED_AT_ONCE):
             last = min(first + ATTENDED_AT_ONCE, shape.singles)
             ops.paged_attention(

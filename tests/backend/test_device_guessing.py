@@ -1,0 +1,193 @@
+"""Drafts of a draft model that stay on the device; on the CPU, with the plain operations."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from itertools import count
+from typing import Any
+
+import pytest
+
+from tests.backend.conftest import Tiny, weights_of
+from tokenspeed.backend.stepper import Stepper
+from tokenspeed.core.plan import Row, RowResult, StepPlan
+from tokenspeed.core.request import Sampling
+from tokenspeed.model.cuda.network import Bounds
+
+GREEDY = Sampling(temperature=0.0)
+SAMPLINGS = [
+    GREEDY,
+    Sampling(seed=4),
+    Sampling(temperature=0.7, seed=2**63 + 5),
+    Sampling(temperature=0.0, logit_bias=((3, 4.0), (4, -2.0))),
+    Sampling(seed=9, logprobs=2),
+]
+PROMPTS = [(1, 2, 3, 4, 5, 6, 7), (9,), tuple(range(20, 43)), (50, 51, 50), (8, 8, 8, 8)]
+NEW = 14
+BOUNDS = Bounds(96, 8, 24, 48, few=4)
+MakeStepper = Callable[..., Stepper]
+
+
+def blocks_of(sequence: int) -> tuple[int, ...]:
+    return tuple((sequence * 12 + block) * 37 % 64 for block in range(12))
+
+
+def run(stepper: Stepper, *rows: Row) -> tuple[RowResult, ...]:
+    return stepper.end(stepper.begin(StepPlan(0, rows))).rows
+
+
+class Answer:
+    """A sequence that is continued with drafts of the draft model, from its computed prompt on."""
+
+    def __init__(self, tiny: Any, number: int, sampling: Sampling, caught: int = 0) -> None:
+        self.tiny, self.number, self.sampling = tiny, number, sampling
+        self.prompt = PROMPTS[number]
+        self.known = list(self.prompt)
+        self.caught = caught  # tokens that the draft model has computed
+        self.guessed: list[int] = []  # how many of each row held
+
+    def row(self, guess: int) -> Row:
+        start = len(self.known) - 1
+        draw = self.tiny.draw(self.sampling, self.prompt, self.known)
+        behind = tuple(self.known[self.caught : start]) if guess else ()
+        token = self.known[start]
+        return Row(self.number, start, (token,), blocks_of(self.number), draw, guess=guess, behind=behind)
+
+    def take(self, row: Row, result: RowResult) -> None:
+        assert result.error is None
+        held = len(result.tokens) - 1
+        assert result.guessed[:held] == result.tokens[:held]
+        assert len(result.guessed) <= row.guess
+        if row.guess:
+            self.caught = row.start + 1 + min(held, len(result.guessed) - 1)
+            self.guessed.append(held)
+        self.known += result.tokens
+
+
+def compute_prompts(stepper: Stepper, *answers: Answer) -> None:
+    rows = [
+        Row(each.number, 0, each.prompt[:-1], blocks_of(each.number), None)
+        for each in answers
+        if len(each.prompt) > 1
+    ]
+    run(stepper, *rows)
+
+
+@pytest.fixture(params=["the same", "another"])
+def draft(tiny: Tiny, request: pytest.FixtureRequest) -> Tiny:
+    return tiny if request.param == "the same" else Tiny(weights_of(seed=6))
+
+
+@pytest.mark.parametrize("guess", [1, 3, 5])
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=range(len(SAMPLINGS)))
+def test_what_is_drawn_is_what_the_model_draws_alone_and_drafts_are_what_the_draft_model_would(
+    tiny: Tiny, draft: Tiny, make_stepper: MakeStepper, sampling: Sampling, guess: int
+) -> None:
+    stepper = make_stepper(BOUNDS, draft)
+    answer = Answer(tiny, 0, sampling)
+    compute_prompts(stepper, answer)
+    plain = Sampling(sampling.temperature, seed=sampling.seed)
+    while len(answer.known) < len(answer.prompt) + NEW:
+        row, known = answer.row(guess), tuple(answer.known)
+        [result] = run(stepper, row)
+        assert result.guessed == draft.continued(known, plain, guess)
+        answer.take(row, result)
+    assert tuple(answer.known[len(answer.prompt) :][:NEW]) == tiny.continued(answer.prompt, sampling, NEW)
+    if draft is tiny and not sampling.logit_bias:
+        assert set(answer.guessed) == {guess}
+
+
+def test_rows_that_ask_for_other_numbers_or_none_beside_each_other_get_what_they_get_alone(
+    tiny: Tiny, draft: Tiny, make_stepper: MakeStepper
+) -> None:
+    """And beside prompts that come in chunks, so that steps are of every kind."""
+    stepper = make_stepper(BOUNDS, draft)
+    answers = [Answer(tiny, number, SAMPLINGS[number]) for number in (0, 1, 2, 4)]
+    compute_prompts(stepper, *answers)
+    late = tuple(range(5, 35))
+    for turn in range(NEW):
+        going = [answer for answer in answers if len(answer.known) < len(answer.prompt) + NEW]
+        if not going:
+            break
+        rows = [answer.row((answer.number + turn) % 4) for answer in going]
+        chunk = late[4 * turn : 4 * turn + 4] if turn % 2 else ()
+        beside = [Row(6, 4 * turn, chunk, blocks_of(3), None)] if chunk else []
+        results = run(stepper, *rows, *beside)
+        for answer, row, result in zip(going, rows, results, strict=False):
+            answer.take(row, result)
+    for answer in answers:
+        new = len(answer.known) - len(answer.prompt)
+        assert new >= NEW
+        expected = tiny.continued(answer.prompt, answer.sampling, NEW)
+        assert tuple(answer.known[len(answer.prompt) :][:NEW]) == expected
+    if stepper.passes.graphs is not None:
+        assert any(shape.few for shape in stepper.passes.graphs.replayed)  # type: ignore[attr-defined]
+
+
+def test_drafts_end_where_the_draft_models_context_does(
+    tiny: Tiny, draft: Tiny, make_stepper: MakeStepper
+) -> None:
+    stepper = make_stepper(BOUNDS, draft)
+    assert stepper._guesser is not None
+    stepper._guesser._max_context = 12
+    answer = Answer(tiny, 0, GREEDY)
+    compute_prompts(stepper, answer)
+    for _ in count():
+        row = answer.row(4)
+        if row.start > 14:
+            break
+        [result] = run(stepper, row)
+        assert len(result.guessed) == max(0, min(4, 12 - row.start))
+        held = answer.caught
+        answer.take(row, result)
+        answer.caught = max(held, answer.caught)
+    new = len(answer.known) - len(answer.prompt)
+    assert tuple(answer.known[len(answer.prompt) :]) == tiny.continued(answer.prompt, GREEDY, new)
+
+
+def test_a_draft_model_that_fails_costs_drafts_and_nothing_else(
+    tiny: Tiny,
+    draft: Tiny,
+    make_stepper: MakeStepper,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    stepper = make_stepper(BOUNDS, draft)
+    assert stepper._guesser is not None
+    answer = Answer(tiny, 0, GREEDY)
+    compute_prompts(stepper, answer)
+
+    def fail(*arguments: object) -> None:
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr(stepper._guesser.passes, "decode", fail)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            row = answer.row(3)
+            [result] = run(stepper, row)
+            assert result.guessed == ()
+            answer.known += result.tokens
+    assert [record.getMessage() for record in caplog.records] == [
+        "the draft model failed and is not used any more: out of luck"
+    ]
+    assert tuple(answer.known[len(answer.prompt) :]) == tiny.continued(answer.prompt, GREEDY, 3)
+
+
+def test_the_device_begins_a_step_once_and_with_the_draft_model(
+    tiny: Tiny, draft: Tiny, make_stepper: MakeStepper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stepper = make_stepper(BOUNDS, draft)
+    assert stepper._guesser is not None
+    answer = Answer(tiny, 0, GREEDY)
+    compute_prompts(stepper, answer)
+    asked: list[str] = []
+    started, _ = stepper._marks[stepper._turn]
+    monkeypatch.setattr(started, "set", lambda: asked.append("begins"))
+    for name, passes in (("drafts", stepper._guesser.passes), ("verifies", stepper.passes)):
+        send = passes._packer.send
+        monkeypatch.setattr(
+            passes._packer, "send", lambda packed, name=name, send=send: (asked.append(name), send(packed))
+        )
+    run(stepper, answer.row(3))
+    assert asked == ["begins", "drafts", "drafts", "drafts", "verifies"]
