@@ -58,6 +58,9 @@ SHAPES = {
     "llama8b": Shape(  # Llama-3.1-8B
         "LlamaForCausalLM", 4096, 32, 32, 8, 128, 14336, 128256, 5e5, 131072, tied=False
     ),
+    "draft600m": Shape(  # a draft model for it: qwen600m with its vocabulary and context
+        "Qwen3ForCausalLM", 1024, 28, 16, 8, 128, 3072, 128256, 1e6, 131072
+    ),
 }
 REPEATED = frozenset({"qwen600m", "llama8b"})  # whose layers all hold the same numbers: written faster
 SHARD_BYTES = 5_000_000_000  # of one file, at most

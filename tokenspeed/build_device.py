@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import MISSING, dataclass, fields
-from typing import Any
+from dataclasses import MISSING, dataclass, fields, replace
+from typing import Any, NamedTuple
 
 import torch
 
+from gpu.paged_attention.source import most_tokens
 from gpu.table import REFERENCE
 from tokenspeed import builtin
 from tokenspeed.backend.cpu import CpuBackend, plan_memory
 from tokenspeed.backend.cuda import CudaBackend
 from tokenspeed.backend.prior import cpu_costs, gpu_costs, with_guesses
-from tokenspeed.backend.stepper import Stepper, staging_bytes
+from tokenspeed.backend.stepper import DraftNetwork, Stepper, staging_bytes
 from tokenspeed.config import Config
 from tokenspeed.core.costs import Costs
 from tokenspeed.core.plan import Backend, Capacity
@@ -88,9 +89,6 @@ def build_computing(
         _refuse(config, GPU_ONLY, "the CPU")
         return _on_cpu(config, checkpoint, name, stage=stage, say=say)
     _refuse(config, CPU_ONLY, "a GPU")
-    if config.speculation.draft or config.speculation.drafter == "model":
-        key = "draft" if config.speculation.draft else "drafter"
-        raise ConfigError(f"[speculation] {key}: a GPU does not serve draft models yet; leave it out")
     torch.cuda.set_device(found.device)
     return _on_gpu(config, checkpoint, name, found.device, stage=stage, say=say)
 
@@ -193,10 +191,59 @@ def _draft_of(config: Config, found: Checkpoint, *, stage: Stage, say: Say) -> t
     return Draft(chosen.decoder, model.spec.vocab_size, context), costs
 
 
+class _Placed(NamedTuple):
+    """A model on its way to a GPU."""
+
+    name: str
+    spec: ModelSpec
+    model: Model | None  # None: its weights are made up
+    dtype: torch.dtype
+    bounds: Bounds
+
+
 def _on_gpu(
     config: Config, checkpoint: Checkpoint, name: str, device: torch.device, *, stage: Stage, say: Say
 ) -> Computing:
+    found = _find_draft(config, checkpoint, stage)
     context = config.model.max_context or None
+    placed, defaults = _placed(config, checkpoint, name, context)
+    draft = None if found is None else _placed(config, found, f"the draft model {found.name}", None)[0]
+    both = [placed] if draft is None else [placed, draft]
+    ledger = _ledger(config, both, device)
+    say(ledger.told())
+    # Compiling and sending use different parts of the machine.
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        choosing = [pool.submit(_chosen, config, each, device) for each in both]
+        weights = [_sent(each, device, stage) for each in both]
+        stage("compiling kernels (cached for the next start)")
+        chosen = [future.result() for future in choosing]
+    capacity = capacity_of(ledger, placed.spec.max_context)
+    networks = [
+        _network(config, each, own, one, capacity, placed.spec.vocab_size)
+        for each, own, one in zip(both, weights, chosen, strict=True)
+    ]
+    say(chosen[0].told)
+    if draft is not None:
+        say(f"{draft.name}: for sequences up to {networks[1].bounds.context} tokens; {chosen[1].told}")
+    for line in dict.fromkeys(line for one in chosen for line in one.warnings):
+        say(line)
+    spec, dtype = placed.spec, placed.dtype
+    figures = _figures(spec, dtype, networks[0], ledger)
+    say(f"memory reads at {figures.bytes_a_second / 1e12:.2f} TB/s; one stream is bound by {figures.told()}")
+    prior = _gpu_costs(placed)
+    drafting: DraftNetwork | None = None
+    if draft is not None:
+        prior = with_guesses(prior, _gpu_costs(draft))
+        most = config.speculation.most_drafts
+        drafting = DraftNetwork(networks[1], chosen[1].ops, networks[1].bounds.context, most)
+    backend = CudaBackend(_stepper(config, networks[0], chosen, drafting), capacity)
+    guesses = draft is not None
+    return Computing(backend, capacity, spec, defaults, prior, figures, lead=LEAD_SECONDS, guesses=guesses)
+
+
+def _placed(
+    config: Config, checkpoint: Checkpoint, name: str, context: int | None
+) -> tuple[_Placed, GenerationDefaults]:
     model: Model | None = None
     if config.model.weights == "random":
         outline = described(checkpoint, max_context=context)
@@ -204,40 +251,49 @@ def _on_gpu(
     else:
         model = mapped(checkpoint, max_context=context)
         spec, defaults = model.spec, model.defaults
-    dtype, block_size = gpu_dtype(config.model.dtype, spec), config.cache.block_size
-    bounds = bounds_of(config, spec)
-    ledger = _ledger(config, spec, dtype, bounds, device)
-    say(ledger.told())
-    # Compiling and sending use different parts of the machine.
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        choosing = pool.submit(choose, Context(spec, dtype, bounds, block_size), device, config.kernels)
-        weights = empty(spec, dtype, device)
-        _write(weights, model, stage(f"sending {name} to the GPU"))
-        stage("compiling kernels (cached for the next start)")
-        chosen = choosing.result()
-    for line in (chosen.told, *chosen.warnings):
-        say(line)
-    capacity = capacity_of(ledger, spec.max_context)
-    bounds = Bounds(bounds.tokens, bounds.rows, bounds.logits, capacity.max_context)
-    network = Network(spec, weights, chosen.ops, chosen.products, bounds, block_size=block_size)
+    return _Placed(name, spec, model, gpu_dtype(config.model.dtype, spec), bounds_of(config, spec)), defaults
+
+
+def _chosen(config: Config, placed: _Placed, device: torch.device) -> Chosen:
+    context = Context(placed.spec, placed.dtype, placed.bounds, config.cache.block_size)
+    return choose(context, device, config.kernels)
+
+
+def _sent(placed: _Placed, device: torch.device, stage: Stage) -> PlacedWeights:
+    weights = empty(placed.spec, placed.dtype, device)
+    _write(weights, placed.model, stage(f"sending {placed.name} to the GPU"))
+    return weights
+
+
+def _network(
+    config: Config, placed: _Placed, weights: PlacedWeights, chosen: Chosen, capacity: Capacity, vocab: int
+) -> Network:
+    """With its KV memory. What it draws is below `vocab`."""
+    spec, size = placed.spec, config.cache.block_size
+    bounds = replace(placed.bounds, context=min(spec.max_context, capacity.max_context))
+    drawable = vocab if spec.vocab_size > vocab else None
+    network = Network(spec, weights, chosen.ops, chosen.products, bounds, block_size=size, drawable=drawable)
     network.allocate(capacity.blocks)
-    figures = _figures(spec, dtype, network, ledger)
-    say(f"memory reads at {figures.bytes_a_second / 1e12:.2f} TB/s; one stream is bound by {figures.told()}")
-    backend = CudaBackend(_stepper(config, network, chosen), capacity)
-    prior = gpu_costs(spec, weight_bytes=matrix_bytes(spec, dtype), value_bytes=dtype.itemsize)
-    return Computing(backend, capacity, spec, defaults, prior, figures, lead=LEAD_SECONDS, guesses=False)
+    return network
 
 
-def _stepper(config: Config, network: Network, chosen: Chosen) -> Stepper:
+def _gpu_costs(placed: _Placed) -> Costs:
+    size = matrix_bytes(placed.spec, placed.dtype)
+    return gpu_costs(placed.spec, weight_bytes=size, value_bytes=placed.dtype.itemsize)
+
+
+def _stepper(
+    config: Config, network: Network, chosen: Sequence[Chosen], draft: DraftNetwork | None
+) -> Stepper:
     """Ready to serve: every kind of step has run once."""
-    graphs = config.device.graphs_mib * 2**20 if chosen.captures_decode else 0
-    tokens = network.bounds.tokens if chosen.captures_prefill else 0
+    captures = all(one.captures_decode for one in chosen)
     stepper = Stepper(
         network,
-        chosen.ops,
-        graph_bytes=graphs,
-        graph_tokens=tokens,
-        captures_draw=chosen.ops.sample is not REFERENCE.sample,  # which takes a lot of memory
+        chosen[0].ops,
+        graph_bytes=config.device.graphs_mib * 2**20 if captures else 0,
+        graph_tokens=network.bounds.tokens if chosen[0].captures_prefill else 0,
+        captures_draw=chosen[0].ops.sample is not REFERENCE.sample,  # which takes a lot of memory
+        draft=draft,
     )
     stepper.warm_up()
     return stepper
@@ -253,24 +309,29 @@ def _write(weights: PlacedWeights, model: Model | None, progress: Progress) -> N
 
 def bounds_of(config: Config, spec: ModelSpec) -> Bounds:
     """The largest step that the scheduler may plan: `step_tokens` of prompts beside all rows that decode."""
-    rows = config.scheduler.max_running
-    return Bounds(config.scheduler.step_tokens + rows, rows, max(rows, LEAST_LOGITS), spec.max_context)
+    rows, few = config.scheduler.max_running, 1
+    if config.speculation.drafter != "off":
+        few = min(1 + config.speculation.most_drafts, most_tokens(spec.heads // spec.kv_heads))
+    tokens, logits = config.scheduler.step_tokens + rows, max(rows, LEAST_LOGITS)
+    return Bounds(tokens, rows, logits, spec.max_context, few)
 
 
-def _ledger(
-    config: Config, spec: ModelSpec, dtype: torch.dtype, bounds: Bounds, device: torch.device
-) -> Ledger:
+def _ledger(config: Config, placed: Sequence[_Placed], device: torch.device) -> Ledger:
+    """Of all models; each has the same blocks."""
     free, total = torch.cuda.mem_get_info(device)
-    block_size = config.cache.block_size
+    size = config.cache.block_size
     return plan_ledger(
         total=total,
         free=free,
         fraction=config.device.memory_fraction,
-        weights=weight_bytes(spec, dtype),
-        workspace=workspace_bytes(spec, bounds, block_size, dtype) + staging_bytes(bounds, block_size),
+        weights=sum(weight_bytes(each.spec, each.dtype) for each in placed),
+        workspace=sum(
+            workspace_bytes(each.spec, each.bounds, size, each.dtype) + staging_bytes(each.bounds, size)
+            for each in placed
+        ),
         graphs=config.device.graphs_mib * 2**20,
-        block=block_bytes(spec, block_size, dtype),
-        block_size=block_size,
+        block=sum(block_bytes(each.spec, size, each.dtype) for each in placed),
+        block_size=size,
         wanted=config.cache.memory_mib * 2**20,
     )
 

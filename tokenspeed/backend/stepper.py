@@ -185,15 +185,21 @@ class Stepper:
 
     @torch.inference_mode()
     def warm_up(self) -> None:
-        """Run a step that decodes and some that prefill, so that libraries choose and load what they need.
+        """Run a step that decodes, some that prefill and one with drafts, so that libraries choose and load
+        what they need.
 
         Before anybody has a block: it writes to the first ones.
         """
-        sampling, size = Sampling(temperature=0.0), self._network.block_size
+        greedy, size = Sampling(temperature=0.0), self._network.block_size
         bounds = self._network.bounds
         most = min(bounds.tokens, bounds.context, self._network.spare_block * size)
-        for count in sorted({1, *(min(tokens, most) for tokens in WARMED)}):
-            row = Row(0, 0, (0,) * count, tuple(range(-(-count // size))), Draw(sampling, 0, count))
+        blocks = tuple(range(-(-most // size)))
+        rows = [
+            Row(0, 0, (0,) * count, blocks, Draw(greedy, 0, count))
+            for count in sorted({1, *(min(tokens, most) for tokens in WARMED)})
+        ]
+        drafts = (0,) * (min(bounds.few, most) - 1)
+        for row in (*rows, rows[0]._replace(drafts=drafts)):
             begun = self.begin(StepPlan(0, (row,)))
             begun.ended.wait()
             self.end(begun)
