@@ -209,7 +209,13 @@ async def test_drafts_hold_and_change_no_answer_but_near_ties(drafter: str) -> N
     found: list[list[list[int]]] = []
     for one in ("off", drafter):
         always = () if one == "off" else ("speculation.control=always",)
-        server = built("device.name=cuda", "model.dtype=float16", f"speculation.drafter={one}", *always)
+        server = built(
+            "device.name=cuda",
+            "model.dtype=float16",
+            "cache.memory_mib=256",
+            f"speculation.drafter={one}",
+            *always,
+        )
         server.engine.start()
         try:
             found.append(await ids_of(server, wanted[:1]) + await ids_of(server, wanted[1:]))

@@ -74,7 +74,7 @@ class DeviceGuesser:
         """Run every kind of pass once, one with so many tokens, over blocks that nobody has. Raises what is
         wrong with any."""
         blocks = tuple(range(-(-tokens // self.passes.network.block_size)))
-        known = tokens - 1
+        known = tokens - 2  # and two that it guesses behind
         for lacking in (known, 1, 0):
             draw = Draw(Sampling(temperature=0.0), 0, known + 1)
             self._enqueue([Row(0, known, (0,), blocks, draw, guess=2, behind=(0,) * lacking)])
