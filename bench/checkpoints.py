@@ -61,8 +61,11 @@ SHAPES = {
     "draft600m": Shape(  # a draft model for it: qwen600m with its vocabulary and context
         "Qwen3ForCausalLM", 1024, 28, 16, 8, 128, 3072, 128256, 1e6, 131072
     ),
+    "tiny": Shape("LlamaForCausalLM", 128, 2, 2, 1, 64, 256, 8448, 1e4),  # no known model: to try things
 }
-REPEATED = frozenset({"qwen600m", "llama8b"})  # whose layers all hold the same numbers: written faster
+REPEATED = frozenset(
+    {"qwen600m", "llama8b", "draft600m"}
+)  # whose layers all hold the same numbers: written faster
 SHARD_BYTES = 5_000_000_000  # of one file, at most
 INDEX = "model.safetensors.index.json"
 Tensor = tuple[str, tuple[int, ...]]  # its name and its sizes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from tokenspeed.api.models import ServedModel
 from tokenspeed.build_device import Progress, Say, Stage, build_computing
 from tokenspeed.config import Config
 from tokenspeed.core.accounts import Account
-from tokenspeed.core.plan import Capacity
+from tokenspeed.core.plan import Backend, Capacity
 from tokenspeed.core.request import Sampling
 from tokenspeed.core.scheduler import Scheduler
 from tokenspeed.core.speculation import Speculation
@@ -56,12 +56,19 @@ class Server:
     recorder: Recorder | None
 
 
-def build(config: Config, *, stage: Stage, say: Say, record: Path | None = None) -> Server:
+def build(
+    config: Config,
+    *,
+    stage: Stage,
+    say: Say,
+    record: Path | None = None,
+    wrap: Callable[[Backend], Backend] = lambda backend: backend,
+) -> Server:
     """Load the model that `config` names and put the server together around it.
 
     `stage` is told what takes time and gives where its progress goes; `say` gets one line for each decision
-    taken here. Arrivals and plans go to the file `record`. Raises `ConfigError` or `ModelError`, one line
-    each, before anything listens.
+    taken here. Arrivals and plans go to the file `record`. The engine gets what `wrap` makes of the backend.
+    Raises `ConfigError` or `ModelError`, one line each, before anything listens.
     """
     checkpoint = find_checkpoint(config, stage)
     name = config.model.name or model_name(config)
@@ -87,7 +94,7 @@ def build(config: Config, *, stage: Stage, say: Say, record: Path | None = None)
     device = None if computing.figures is None else DeviceMetrics(computing.figures)
     watching: list[Observer | None] = [metrics, timelines, recorder, device]
     observers = [observer for observer in watching if observer is not None]
-    engine = Engine(scheduler, computing.backend, observers, clock=time.monotonic, lead=computing.lead)
+    engine = Engine(scheduler, wrap(computing.backend), observers, clock=time.monotonic, lead=computing.lead)
     generator = Generator(
         engine,
         tokenizer,

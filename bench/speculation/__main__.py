@@ -6,26 +6,20 @@ See `--help` and bench/README.md.
 from __future__ import annotations
 
 import argparse
-import asyncio
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from bench.client import BenchError
 from bench.cpu_report import machine
+from bench.inside import console, exit_status, failed, started, write_json
 from bench.speculation.report import as_json, report
-from bench.speculation.run import MODES, OFF, Options, Player, Result, measure, say
+from bench.speculation.run import MODES, OFF, Options, Player, Result, built_modes, measure
 from bench.speculation.workloads import NAMES
-from tokenspeed import config, serving
-from tokenspeed.build import build
-from tokenspeed.build_device import Progress, usable_cores
+from tokenspeed import config
+from tokenspeed.build_device import usable_cores
 from tokenspeed.config import Config
 from tokenspeed.errors import TokenSpeedError
-
-WIDTH = 140  # of the tables in a pipe
 
 
 def main() -> int:
@@ -34,43 +28,20 @@ def main() -> int:
     try:
         options, settings = _options(given), config.load(None, ["device.name=cpu", *given.set])
     except (BenchError, TokenSpeedError) as error:
-        return _failed(error, 2)
+        return failed(error, 2)
     results: list[Result] = []
-    status = 0
-    try:
-        with asyncio.Runner(loop_factory=serving.new_loop) as runner:
-            runner.run(_measured(options, settings, results))
-    except (BenchError, TokenSpeedError) as error:
-        status = _failed(error, 1)
-    except KeyboardInterrupt:
-        say("ended early")
-        status = 130
+    status = exit_status(_measured(options, settings, results))
     if measured := [result for result in results if result.rounds]:
         about = machine(settings.device.threads or usable_cores()) | {"settings": given.set}
-        console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
-        report(console, measured, about, options.scale)
+        report(console(), measured, about, options.scale)
         if given.json is not None:
-            told = json.dumps(as_json(measured, about, options.scale), indent=1)
-            given.json.write_text(told + "\n", encoding="utf-8")
+            write_json(given.json, as_json(measured, about, options.scale))
     return status
 
 
 async def _measured(options: Options, settings: Config, results: list[Result]) -> None:
-    server = build(settings, stage=_stage, say=say)
-    server.engine.start()
-    try:
-        await measure(Player(server, settings.speculation), options, results)
-    finally:
-        await server.engine.stop()
-
-
-def _stage(name: str) -> Progress:
-    return lambda done, total: None
-
-
-def _failed(error: Exception, status: int) -> int:
-    say(f"error: {error}")
-    return status
+    async with started(settings) as server:
+        await measure(Player(server, built_modes(server, settings.speculation)), options, results)
 
 
 def _options(given: argparse.Namespace) -> Options:

@@ -131,11 +131,12 @@ def _workload_json(result: Result, scale: float) -> dict[str, Any]:
             mode: whole_ratios(result, mode) for mode in modes(result) if mode != OFF
         },
         "lines_of_the_prompt": result.repeated,
-        "rounds": [{mode: _played_json(one) for mode, one in played.items()} for played in result.rounds],
+        "rounds": [{mode: played_json(one) for mode, one in played.items()} for played in result.rounds],
     }
 
 
-def _played_json(played: Played) -> dict[str, Any]:
+def played_json(played: Played) -> dict[str, Any]:
+    """What was counted."""
     amounts = {
         name: {
             "tokens": amount.tokens,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from bench.client import BenchError
+from bench.inside import say
 from bench.speculation.meter import Amount, Meter
 from bench.speculation.prompts import edits, repeated, sources
 from bench.speculation.workloads import EDITING, Client, Kind, Phase, Workload, scaled, workloads
@@ -85,21 +85,21 @@ class Answers:
 
 
 class Player:
-    """Plays on a server that runs. The speculation that it was built with learns on from play to play."""
+    """Plays on a server that runs. The speculation of each mode learns on from play to play."""
 
-    def __init__(self, server: Server, options: SpeculationOptions) -> None:
-        """`options` are those that the server was built with."""
-        built = server.engine.scheduler.speculation
+    def __init__(self, server: Server, modes: Mapping[str, Speculation]) -> None:
         self.answers = Answers()
         self._server = server
-        self._modes = {
-            OFF: Speculation(SpeculationOptions(drafter="off")),
-            ADAPTIVE: built,
-            ALWAYS: Speculation(replace(options, control="always"), guesses=built.guesses),
-        }
+        self._modes = modes
 
     async def play(self, phases: Sequence[Phase], mode: str) -> Played:
         """Raises BenchError if an answer is another than it was before."""
+        played = await self.count(phases, mode)
+        self.answers.check(mode)
+        return played
+
+    async def count(self, phases: Sequence[Phase], mode: str) -> Played:
+        """The same, whatever is answered."""
         await self._settle()
         scheduler = self._server.engine.scheduler
         scheduler.speculation = self._modes[mode]
@@ -108,9 +108,7 @@ class Player:
         meter = Meter(lambda: scheduler.costs.steps)
         for phase in phases:
             await self._phase(phase, meter)
-        whole = meter.whole
-        self.answers.check(mode)
-        return Played(meter.decode, whole, counts.drafted - drafted, counts.accepted - accepted)
+        return Played(meter.decode, meter.whole, counts.drafted - drafted, counts.accepted - accepted)
 
     async def _settle(self) -> None:
         """No step is in flight any more once a request is answered that comes behind all others."""
@@ -147,21 +145,47 @@ class Player:
             self.answers.take(Answer(request, text, ended))
 
 
+def built_modes(server: Server, options: SpeculationOptions) -> dict[str, Speculation]:
+    """What the server was built with, with these `options`, beside both fixed ways."""
+    built = server.engine.scheduler.speculation
+    return {
+        OFF: off(),
+        ADAPTIVE: built,
+        ALWAYS: like(built, replace(options, control="always")),
+    }
+
+
+def like(built: Speculation, options: SpeculationOptions) -> Speculation:
+    """One with these options that has learned nothing yet, for the same backend."""
+    return Speculation(options, guesses=built.guesses)
+
+
+def off() -> Speculation:
+    """No drafts at all."""
+    return Speculation(SpeculationOptions(drafter="off"))
+
+
 async def measure(player: Player, options: Options, results: list[Result]) -> None:
     """Play every workload so often; what is measured is in `results`, however it ends."""
     editing = any(name in EDITING for name in options.names)
     prompts = await _repeatable(player, options.scale) if editing else []
     for workload in workloads(options.names, prompts, options.scale):
         results.append(Result(workload))
-        for number in range(options.rounds + 1):
-            shift = number % len(options.modes)
-            order = options.modes[shift:] + options.modes[:shift]
-            played = {mode: await player.play(workload.phases, mode) for mode in order}
-            told = f"round {number} of {options.rounds}" if number else "warm-up"
-            say(f"{workload.title}: {told}: {rates(workload, played)}")
-            if number:
-                results[-1].rounds.append(played)
+        await play_rounds(player, results[-1], options.modes, options.rounds)
         results[-1].repeated = _repeated(player.answers, workload)
+
+
+async def play_rounds(player: Player, result: Result, modes: tuple[str, ...], rounds: int) -> None:
+    """So many that count, behind one that does not; each plays all modes once, in turning order."""
+    workload = result.workload
+    for number in range(rounds + 1):
+        shift = number % len(modes)
+        order = modes[shift:] + modes[:shift]
+        played = {mode: await player.play(workload.phases, mode) for mode in order}
+        told = f"round {number} of {rounds}" if number else "warm-up"
+        say(f"{workload.title}: {told}: {rates(workload, played)}")
+        if number:
+            result.rounds.append({mode: played[mode] for mode in modes})
 
 
 async def _repeatable(player: Player, scale: float) -> list[str]:
@@ -192,8 +216,3 @@ def rates(workload: Workload, played: dict[str, Played]) -> str:
 def rate(workload: Workload, played: Played) -> float:
     """Tokens a second that the workload is judged by."""
     return (played.whole if workload.timed else played.decode).rate
-
-
-def say(told: str) -> None:
-    """What goes on, for whoever looks."""
-    print(told, file=sys.stderr, flush=True)
