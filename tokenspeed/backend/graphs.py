@@ -24,11 +24,12 @@ EXACT = 8  # rows up to which every number has a graph of its own
 # Tokens of steps that prefill. Products go by 128 rows, so up to 64 more cost little; with more than 2,048
 # the device takes longer than launching does, even for small models.
 MIXED = (16, 32, *range(64, 2049, 64))
-VERIFY_ROWS = (1, 4, 16, 64)  # of steps that carry drafts
+VERIFY_ROWS = (1, 8, 64)  # of steps that carry drafts
 COARSE = 256  # tokens; every prompt's step has a larger coarse one this near
 # A step without a graph runs kernel by kernel, which takes the host ten times as long as all of a small
 # model's step takes the device. So a few coarse shapes are captured first; until the others are, steps take a
-# larger one. Those that have none are the only ones for which captures do not wait.
+# larger one. Those that have none are the only ones for which captures do not wait, but for those that carry
+# drafts: they come in so many shapes that captures would take turns with them for long, and drafts can wait.
 #
 # While steps run, the thread that captures rests nine times as long as each other capture took: it holds the
 # interpreter, and every token of the first seconds would wait for it several times.
@@ -76,7 +77,8 @@ def coarse(shapes: Sequence[Shape]) -> list[Shape]:
     decodes = [shape for shape in shapes if shape.singles == shape.rows]
     mixed = [shape for shape in shapes if not shape.draws]
     found = [shape for shape in decodes if shape.rows.bit_count() == 1 or shape == decodes[-1]]
-    return found + [shape for shape in mixed if shape.tokens % COARSE == 0 or shape == mixed[-1]]
+    found += [shape for shape in mixed if shape.tokens % COARSE == 0 or shape == mixed[-1]]
+    return found + [shape for shape in shapes if shape.few and shape.tokens.bit_count() == 1]
 
 
 class Agenda:
@@ -100,7 +102,7 @@ class Agenda:
         self._asked = now
         if shape not in self._left:
             return
-        if instead is None:
+        if instead is None and not shape.few:
             self._missing.append(shape)
             self._news.set()
         else:

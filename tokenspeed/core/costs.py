@@ -110,7 +110,7 @@ TYPICAL = Costs(
 )
 
 MEMORY = 256  # steps of either kind after which a measurement counts 1/e
-PRIOR_STEPS = 2.0  # how many measured steps the prior's proportions are worth
+PRIOR_STEPS = 2.0  # how many measured steps with a part of the cost the prior's proportion of it is worth
 LEAST = 0.02  # of the prior, scaled to what was measured: no cost is ever taken for nothing
 FEW = 5  # steps before which none is far off
 HEAVIEST = 1e6  # weight of a step
@@ -166,6 +166,7 @@ class CostModel:
     def __init__(self, prior: Costs = TYPICAL) -> None:
         self._prior = astuple(prior)
         self._factors = [1.0] * SIZE
+        self._seen = [0] * SIZE  # measured steps that had each part
         self._decodes, self._verifies, self._prefills = _Samples(), _Samples(), _Samples()
         self._pace = 1.0
         self.typical_error = 0.5  # of a prediction, relative: a running median
@@ -184,6 +185,7 @@ class CostModel:
             weight = min(1.0, OUTLIER * self.typical_error / max(abs(error), 1e-9))
             self._follow(error)
         self.steps += 1
+        self._seen = [count + (part > 0.0) for count, part in zip(self._seen, parts, strict=True)]
         scale = max(seconds, fitted)  # relative errors, and a step that hung is not the measure of the rest
         samples = self._prefills if work.tokens else self._verifies if work.verifies else self._decodes
         samples.add([part / scale for part in parts], seconds / scale, weight)
@@ -207,15 +209,15 @@ class CostModel:
             for rows in zip(*(matrix for matrix, _ in kinds), strict=True)
         ]
         common = sum(targets) / max(sum(map(sum, products)), 1e-30)  # the best single factor for all
-        doubt = PRIOR_STEPS / max(self.steps, 1)
         factors, seen = self._factors, [i for i in range(SIZE) if products[i][i]]
         for i in range(SIZE):
             if i not in seen:
                 factors[i] = common
         rows = [(i, [(j, products[i][j]) for j in seen if j != i], products[i][i]) for i in seen]
+        doubts = [PRIOR_STEPS / max(count, 1) for count in self._seen]
         for _ in range(SWEEPS):
             for i, row, own in rows:
                 others = sum([product * factors[j] for j, product in row])
-                ridge = doubt * own + 1e-9  # of its own size: much that is known of one proves no other
+                ridge = doubts[i] * own + 1e-9  # of its own size: much that is known of one proves no other
                 best = (targets[i] - others + ridge * common) / (own + ridge)
                 factors[i] = max(LEAST * common, best)
