@@ -344,7 +344,9 @@ def test_what_has_no_effect_under_a_policy_is_told(text: str, idle: str, write: 
         ("off", "draft = 'x'"),
         ("off", "most_drafts = 7"),
         ("off", "control = 'adaptive'"),
+        ("off", "other_answers = true"),
         ("ngram", "draft = 'x'"),
+        ("model", "other_answers = true"),
     ],
 )
 def test_what_has_no_effect_on_a_drafter_is_told(drafter: str, idle: str, write: Write) -> None:

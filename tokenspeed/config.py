@@ -384,7 +384,11 @@ def _scheduling_has_effect(config: Config, settings: _Settings) -> Iterator[str]
 
 def _speculation_has_effect(config: Config, settings: _Settings) -> Iterator[str]:
     drafter = config.speculation.drafter
-    idle = {"off": ("draft", "most_drafts", "control"), "ngram": ("draft",)}.get(drafter, ())
+    idle = {
+        "off": ("draft", "most_drafts", "control", "other_answers"),
+        "ngram": ("draft",),
+        "model": ("other_answers",),
+    }.get(drafter, ())
     for key in idle:
         if key in settings["speculation"]:
             problem = f"has no effect with drafter = '{drafter}'; leave one of them out"

@@ -186,13 +186,17 @@ def guessed(control: str, spoil: Spoil) -> dict[str, Any]:
     }
 
 
-# What drafts come from: nothing, the prompt and the answer so far, what always lies, what is always right, or
-# most of the time; a draft model of these kinds; both.
+# What drafts come from: nothing, the prompt and the answer so far, other answers as well, what always lies,
+# what is always right, or most of the time; a draft model of these kinds; both.
 SPECULATIONS: dict[str, Callable[[Workload], dict[str, Any]]] = {
     "off": lambda work: {},
     "lookup": lambda work: {"speculation": Speculation(SpeculationOptions(drafter="ngram"))},
     "lookup always": lambda work: {
         "speculation": Speculation(SpeculationOptions(drafter="ngram", control="always", most_drafts=5))
+    },
+    "other answers": lambda work: {"speculation": Speculation(SpeculationOptions(other_answers=True))},
+    "other answers always": lambda work: {
+        "speculation": Speculation(SpeculationOptions(control="always", other_answers=True))
     },
     "right": lambda work: looked_up(work, "adaptive", right),
     "always right": lambda work: looked_up(work, "always", right),

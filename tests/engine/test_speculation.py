@@ -139,7 +139,50 @@ def test_a_step_with_drafts_stays_within_its_target_time() -> None:
     run(main())
 
 
-def test_a_request_that_wants_no_speculation_carries_no_drafts() -> None:
+@pytest.mark.parametrize(
+    ("other_answers", "accounts", "least", "most"),
+    [
+        (True, ("", ""), 0.8, 1.0),
+        (False, ("", ""), 0.0, 0.0),
+        (True, ("alice", "bob"), 0.0, 0.0),  # what one was answered tells the other nothing
+        (True, ("alice", "alice"), 0.8, 1.0),
+    ],
+)
+def test_a_prompt_that_comes_again_is_answered_from_its_first_answer(
+    other_answers: bool, accounts: tuple[str, str], least: float, most: float
+) -> None:
+    """The part of the second answer that were drafts which held."""
+    options = SpeculationOptions(drafter="ngram", other_answers=other_answers)
+    wanted = [request(f"r{n}", range(100), 200, account=account) for n, account in enumerate(accounts)]
+
+    async def main() -> float:
+        speculation = Speculation(options)
+        server = Server(blocks=2000, block_size=16, costs=BOUND_BY_MEMORY, speculation=speculation)
+        async with server:
+            for each in wanted:
+                before = speculation.counts.accepted.total()
+                assert await server.tokens(each) == expected(each, 0)
+        return (speculation.counts.accepted.total() - before) / 200
+
+    assert least <= run(main()) <= most
+
+
+@pytest.mark.parametrize("silent", [0, 1])
+def test_a_request_that_wants_no_speculation_neither_sees_others_nor_is_seen(silent: int) -> None:
+    options = SpeculationOptions(drafter="ngram", other_answers=True)
+    wanted = [request(f"r{n}", range(100), 100, speculation=n != silent) for n in range(2)]
+
+    async def main() -> None:
+        server = Server(blocks=2000, costs=BOUND_BY_MEMORY, speculation=Speculation(options))
+        async with server:
+            for each in wanted:
+                await server.tokens(each)
+            assert not server.scheduler.speculation.counts.accepted.total()
+
+    run(main())
+
+
+def test_a_request_that_wants_no_speculation_carries_carries_no_drafts() -> None:
     wanted = [request(f"r{n}", (n, 2, 3, 4), 100, speculation=n == 0) for n in range(2)]
 
     async def main() -> None:

@@ -14,6 +14,22 @@ MASK = (1 << BITS) - 1
 NOWHERE = -1
 
 
+def key_of(text: Sequence[int], end: int) -> int:
+    """Of the `LEAST` tokens before `end`."""
+    first, second, third = text[end - LEAST : end]
+    return (first & MASK) << (2 * BITS) | (second & MASK) << BITS | third & MASK
+
+
+def agreement(other: Sequence[int], place: int, text: Sequence[int]) -> int:
+    """Tokens before `place` in `other` that are those at the end of `text`, at most `LONGEST`."""
+    end = len(text)
+    most = min(LONGEST, place, end)
+    for back in range(1, most + 1):
+        if other[place - back] != text[end - back]:
+            return back - 1
+    return most
+
+
 class Lookup:
     """An index over a text that grows, and the occurrence of its end that agrees furthest back.
 
@@ -71,14 +87,9 @@ class Lookup:
             drafts.append(drafts[-period])
         return tuple(drafts)
 
-    def _key(self, end: int) -> int:
-        """Of the `LEAST` tokens before `end`."""
-        first, second, third = self._text[end - LEAST : end]
-        return (first & MASK) << (2 * BITS) | (second & MASK) << BITS | third & MASK
-
     def _enter(self, end: int) -> None:
         """Let the tokens before `end` be found; the text goes on there."""
-        key = self._key(end)
+        key = key_of(self._text, end)
         self._before.append(self._last.get(key, NOWHERE))
         self._last[key] = end
 
@@ -87,7 +98,7 @@ class Lookup:
         self._next = NOWHERE
         if len(self._text) < LEAST:
             return
-        place, longest = self._last.get(self._key(len(self._text)), NOWHERE), 0
+        place, longest = self._last.get(key_of(self._text, len(self._text)), NOWHERE), 0
         for _ in range(CANDIDATES):
             if place == NOWHERE or longest == LONGEST:
                 break
@@ -100,14 +111,7 @@ class Lookup:
             self._next = NOWHERE
 
     def _agreement(self, place: int) -> int:
-        """Tokens before `place` that are those at the end of the text, at most `LONGEST`."""
-        text = self._text
-        end = len(text)
-        most = min(LONGEST, place)
-        for back in range(1, most + 1):
-            if text[place - back] != text[end - back]:
-                return back - 1
-        return most
+        return agreement(self._text, place, self._text)
 
     def _index(self) -> None:
         """What `_enter` does, for all places of the first text at once: ten times as fast."""

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from tokenspeed.core import sequence as core
 from tokenspeed.core.costs import Costs, Work
+from tokenspeed.core.families import Families
 from tokenspeed.core.lookup import LONGEST, Lookup
 from tokenspeed.core.plan import Row
 from tokenspeed.core.prospects import Outcome, Prospects, Source
@@ -30,7 +31,8 @@ PROBED = 4  # drafts
 SILENT = 16  # rows in a row without a draft, after which the draft model is taken to have failed
 CATCH_UP = 32  # tokens over which the draft model's delay is spread
 ASKED = 2  # offers that are weighed in a step, on average, as long as none pays
-# Looking up takes the loop so long for a sequence and a token; more than a share of a step would be felt.
+# Looking up takes the loop so long for a sequence and a token, and in other answers as well twice that; more
+# than a share of a step would be felt.
 TRACKING_SECONDS = 8e-6
 TRACKING_SHARE = 0.02
 WORTH_SHARE = 0.5  # of what drafts save, may be spent on finding more
@@ -47,6 +49,7 @@ class SpeculationOptions:
     draft: str = option("")  # a folder, or a hub id
     most_drafts: int = option(7, at_least=1, at_most=32)  # of a row in a step
     control: str = option("adaptive", choices=("adaptive", "always"))
+    other_answers: bool = option(False)  # are looked in as well, of requests that begin alike
 
 
 class Offer(NamedTuple):
@@ -105,6 +108,8 @@ class Speculation:
         self.counts = Counts()
         self._options = options
         self._look_up = look_up if options.drafter in ("auto", LOOKUP) else None
+        self._families = Families() if options.other_answers else None
+        self._tracking = TRACKING_SECONDS * (1 if self._families is None else 2)
         self._failed = failed
         self.guesses = guesses and options.drafter in ("auto", MODEL)
         self._found = [Outcome(chance) for chance in FOUND]
@@ -137,7 +142,7 @@ class Speculation:
             if self._tracked > 2 * self._most_tracked:
                 self.ended(sequence)
         elif self._look_up is not None and self._tracked < self._most_tracked:
-            prospects.source = self._source(sequence.tokens)
+            prospects.source = self._source(sequence)
             self._tracked += prospects.source is not None
         sequence.foretold = 0 if prospects.source is None else prospects.source.common
         if row.guess:
@@ -156,7 +161,7 @@ class Speculation:
         """A step takes so long. Looking up may take the loop a share of that, a larger one where it pays."""
         self._worth *= 1.0 - 1.0 / WORTH_MEMORY
         share = TRACKING_SHARE + WORTH_SHARE * max(0.0, self._worth)
-        self._most_tracked = int(share * seconds / TRACKING_SECONDS)  # none, where steps are that short
+        self._most_tracked = int(share * seconds / self._tracking)  # none, where steps are that short
         self.takes_more = self.guesses or (self._look_up is not None and self._tracked < self._most_tracked)
 
     def waited(self, seconds: float) -> None:
@@ -171,11 +176,12 @@ class Speculation:
         self.counts.saved += saved
         self._worth += (saved - spent) / plain / WORTH_MEMORY
 
-    def _source(self, tokens: Sequence[int]) -> Source | None:
+    def _source(self, sequence: core.Sequence) -> Source | None:
         if self._look_up is None:
             return None
         try:
-            return self._look_up(tokens)
+            own = self._look_up(sequence.tokens)
+            return own if self._families is None else self._families.beside(own, sequence)
         except Exception as error:
             self._give_up(error)
             return None
