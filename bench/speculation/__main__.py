@@ -14,12 +14,14 @@ from bench.client import BenchError
 from bench.cpu_report import machine
 from bench.inside import console, exit_status, failed, started, write_json
 from bench.speculation.report import as_json, report
-from bench.speculation.run import MODES, OFF, Options, Player, Result, built_modes, measure
+from bench.speculation.run import ADAPTIVE, ALWAYS, MODES, OFF, Options, Player, Result, built_modes, measure
 from bench.speculation.workloads import NAMES
 from tokenspeed import config
 from tokenspeed.build_device import usable_cores
 from tokenspeed.config import Config
 from tokenspeed.errors import TokenSpeedError
+
+DEFAULT = f"{ADAPTIVE},{ALWAYS}"  # modes, beside off
 
 
 def main() -> int:
@@ -51,7 +53,7 @@ def _options(given: argparse.Namespace) -> Options:
     if not 0 < given.scale <= 1:
         raise BenchError(f"--scale: {given.scale:g} is not above 0 and at most 1")
     names = _named("--only", given.only, NAMES)
-    modes = _named("--modes", given.modes, MODES)
+    modes = _named("--modes", given.modes or DEFAULT, MODES)
     return Options(
         names, tuple(mode for mode in MODES if mode == OFF or mode in modes), given.rounds, given.scale
     )
@@ -74,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--rounds", type=int, default=5, metavar="N", help="that count, behind one that does not (default 5)")
     add("--only", metavar="NAME,...", help=f"these workloads (default: {','.join(NAMES)})")
-    add("--modes", metavar="NAME,...", help="beside off (default: adaptive,always)")
+    add("--modes", metavar="NAME,...", help=f"beside off (default: {DEFAULT}); others is one more")
     add(
         "--scale",
         type=float,

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bench.cpu_report import rounded, spread
-from bench.speculation.run import ADAPTIVE, ALWAYS, MODES, OFF, Played, Result, rate
+from bench.speculation.run import ADAPTIVE, ALWAYS, MODES, OFF, OTHERS, Played, Result, rate
 
 
 def ratios(result: Result, mode: str) -> list[float]:
@@ -58,7 +58,14 @@ def _speeds(results: Sequence[Result], machine: Mapping[str, Any], scale: float)
         caption="medians over rounds (least..largest); mixed: adaptive over the better of off and always",
     )
     made.add_column("workload")
-    for column in ("off, tok/s", "adaptive, times", "goal", "with first tokens", "always, times"):
+    for column in (
+        "off, tok/s",
+        "adaptive, times",
+        "goal",
+        "with first tokens",
+        "others, times",
+        "always, times",
+    ):
         made.add_column(column, justify="right")
     for result in results:
         goal, met = result.workload.goal, goal_met(result, scale)
@@ -71,6 +78,7 @@ def _speeds(results: Sequence[Result], machine: Mapping[str, Any], scale: float)
             Text(_times(result, ADAPTIVE), style=style),
             Text("" if goal is None else f"≥ {goal:g}{sign}", style=style),
             spread(whole_ratios(result, ADAPTIVE), 2) if ADAPTIVE in modes(result) else "",
+            _times(result, OTHERS),
             _times(result, ALWAYS),
         )
     return made

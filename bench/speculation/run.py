@@ -18,7 +18,7 @@ from tokenspeed.core.speculation import Speculation, SpeculationOptions
 from tokenspeed.generation.generator import Delta
 from tokenspeed.generation.request import GenerationRequest, TextPrompt, TokenPrompt
 
-OFF, ADAPTIVE, ALWAYS = MODES = ("off", "adaptive", "always")
+OFF, ADAPTIVE, OTHERS, ALWAYS = MODES = ("off", "adaptive", "others", "always")
 CANDIDATES, CHOSEN = 64, 16  # files, and those of them that the model repeats best
 EDIT_TOKENS = 200
 
@@ -91,6 +91,7 @@ class Player:
         self.answers = Answers()
         self._server = server
         self._modes = modes
+        self._plays = 0
 
     async def play(self, phases: Sequence[Phase], mode: str) -> Played:
         """Raises BenchError if an answer is another than it was before."""
@@ -101,6 +102,7 @@ class Player:
     async def count(self, phases: Sequence[Phase], mode: str) -> Played:
         """The same, whatever is answered."""
         await self._settle()
+        self._plays += 1
         scheduler = self._server.engine.scheduler
         scheduler.speculation = self._modes[mode]
         counts = scheduler.speculation.counts
@@ -129,7 +131,9 @@ class Player:
             await self._ask(request, meter)
 
     async def _ask(self, request: GenerationRequest, meter: Meter) -> None:
-        generation = await self._server.generator.start(request)
+        # Every play is that of another client: who had asked the same before would know all the answers.
+        asked = replace(request, account=f"play {self._plays}")
+        generation = await self._server.generator.start(asked)
         meter.asked()
         text, tokens, ended = "", 0, False
         try:
@@ -146,11 +150,12 @@ class Player:
 
 
 def built_modes(server: Server, options: SpeculationOptions) -> dict[str, Speculation]:
-    """What the server was built with, with these `options`, beside both fixed ways."""
+    """What the server was built with, with these `options`; that with other answers; and both fixed ways."""
     built = server.engine.scheduler.speculation
     return {
         OFF: off(),
         ADAPTIVE: built,
+        OTHERS: like(built, replace(options, other_answers=True)),
         ALWAYS: like(built, replace(options, control="always")),
     }
 

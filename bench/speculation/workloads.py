@@ -12,6 +12,7 @@ from tokenspeed.generation.request import GenerationRequest, Prompt, SamplingFie
 MANY = 64  # streams at once
 PROMPTS = 64  # of a kind, that clients take one after the other
 PHASE_SECONDS = 10.0
+ALIKE, CHOICES = 8, 4  # prompts that are asked several times, and how often at once
 # The clients of each phase of `mixed`, by kind.
 PHASES: tuple[Mapping[str, int], ...] = (
     {"edit": 1},
@@ -90,6 +91,8 @@ def kinds(edit_prompts: Sequence[str]) -> dict[str, Kind]:
         "edit": Kind([TextPrompt(text) for text in edit_prompts]),
         "open": Kind(opened),
         "drawn": Kind(opened, temperature=0.8),
+        "again": Kind(opened[:ALIKE]),
+        "cool": Kind(opened[:ALIKE], temperature=0.3),
         "hostile": Kind(random_ids, temperature=1.5, ignore_eos=True),
     }
 
@@ -100,14 +103,15 @@ ALONE: Mapping[str, tuple[str, float | None, int, int]] = {
     "open": ("open", 1.4, 8, 160),
     "open-drawn": ("drawn", None, 8, 160),
     "hostile": ("hostile", 0.98, 8, 160),
+    "again": ("again", None, 3 * ALIKE, 160),
 }
 TOGETHER = {
     "edit64": ("edit", 0.98, MANY, 128),
     "open64": ("open", 0.98, MANY, 128),
     "hostile64": ("hostile", 0.98, MANY, 128),
 }
-MIXED = "mixed"
-NAMES = (*ALONE, *TOGETHER, MIXED)
+AT_ONCE, MIXED = "choices", "mixed"
+NAMES = (*ALONE, AT_ONCE, *TOGETHER, MIXED)
 EDITING = ("edit", "edit64", MIXED)  # those that need prompts which the model repeats
 
 
@@ -118,6 +122,7 @@ def workloads(names: Sequence[str], edit_prompts: Sequence[str], scale: float) -
         client = Client(key, by_name[kind], scaled(tokens, scale), requests=max(2, round(requests * scale)))
         title = f"{key}: 1 stream, {client.requests} × {client.tokens}"
         made.append(Workload(key, title, goal, (Phase((client,)),)))
+    made.append(_choices(by_name["cool"], scaled(160, scale)))
     for key, (kind, goal, streams, tokens) in TOGETHER.items():
         many, long = max(4, round(streams * scale)), scaled(tokens, scale)
         clients = tuple(Client(key, by_name[kind], long, first=n) for n in range(many))
@@ -128,6 +133,15 @@ def workloads(names: Sequence[str], edit_prompts: Sequence[str], scale: float) -
 
 def scaled(tokens: int, scale: float) -> int:
     return max(LEAST_TOKENS, round(tokens * scale))
+
+
+def _choices(kind: Kind, tokens: int) -> Workload:
+    """One prompt after the other, each by several clients at once, with other draws."""
+    phases = tuple(
+        Phase(tuple(Client(AT_ONCE, kind, tokens, first=prompt + ALIKE * n) for n in range(CHOICES)))
+        for prompt in range(ALIKE)
+    )
+    return Workload(AT_ONCE, f"{AT_ONCE}: {CHOICES} streams of a prompt, {ALIKE} × {tokens}", None, phases)
 
 
 def _mixed(by_name: Mapping[str, Kind], scale: float) -> Workload:

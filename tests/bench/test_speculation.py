@@ -16,7 +16,7 @@ from bench.speculation.meter import Amount, Meter
 from bench.speculation.prompts import AGAIN_LINES, FILE_LINES, beginnings, edits, noise, repeated, sources
 from bench.speculation.report import as_json, goal_met, ratios
 from bench.speculation.run import ADAPTIVE, ALWAYS, OFF, Answer, Answers, Played, Result
-from bench.speculation.workloads import NAMES, PHASES, Workload, workloads
+from bench.speculation.workloads import ALIKE, CHOICES, NAMES, PHASES, Workload, workloads
 from tokenspeed.generation.request import GenerationRequest, TextPrompt
 
 FILES = [f"file {n}" for n in range(16)]
@@ -70,6 +70,20 @@ def test_clients_of_a_mixture_ask_without_end_until_their_phase_is_over() -> Non
     assert {phase.seconds for phase in phases} == {10.0}
     asked = phases[0].clients[0].asks()
     assert len({next(asked).id for _ in range(100)}) == 100
+
+
+def test_choices_are_one_prompt_after_the_other_by_several_at_once_with_other_draws() -> None:
+    for phase in workload("choices").phases:
+        asked = [next(client.asks()) for client in phase.clients]
+        assert len({request.prompts for request in asked}) == 1
+        assert len({request.sampling.seed for request in asked}) == len(asked) == CHOICES
+
+
+def test_what_is_asked_again_is_asked_thrice() -> None:
+    (client,) = workload("again").phases[0].clients
+    asked = Counter(request.prompts for request in client.asks())
+    assert len(asked) == ALIKE
+    assert set(asked.values()) == {3}
 
 
 def test_a_scale_shrinks_answers_streams_and_seconds() -> None:
@@ -210,6 +224,19 @@ def test_a_small_run_tells_every_mode_and_leaves_its_file(
     out, err = capsys.readouterr()
     assert "hostile64: 4 streams, 8" in out
     assert err.count("warm-up") == 3
+
+
+def test_answers_are_not_known_from_the_round_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The prompts are the same in every round, and here none comes twice in one."""
+    kept = tmp_path / "run.json"
+    given = ("--scale", "0.05", "--rounds", "1", "--only", "again", "--modes", "adaptive,others")
+    pinned = ("drafter=ngram", "control=always")
+    settings = [part for setting in pinned for part in ("--set", f"speculation.{setting}")]
+    monkeypatch.setattr(sys, "argv", ["speculation", *given, *settings, "--json", str(kept)])
+    assert main() == 0
+    (round_,) = json.loads(kept.read_text())["workloads"][0]["rounds"]
+    assert round_["others"]["drafted"] == round_["adaptive"]["drafted"]
+    assert round_["others"]["accepted"] == round_["adaptive"]["accepted"]
 
 
 @pytest.mark.parametrize(
