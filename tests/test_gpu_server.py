@@ -200,8 +200,8 @@ def drawn(
 
 @pytest.mark.parametrize("drafter", ["model", "ngram"])
 async def test_drafts_hold_and_change_no_answer_but_near_ties(drafter: str) -> None:
-    """One stream, then many; kernel by kernel first, then by graphs. Kernels for rows of several tokens add in
-    another order, which may turn an answer where two tokens are nearly as likely."""
+    """One stream, then many; kernel by kernel first, then by graphs. Kernels for rows of several tokens add
+    in another order, which may turn an answer where two tokens are nearly as likely."""
     wanted = [
         Request(f"r{n}", prompt, NEW, Sampling(temperature=0.8 * (n % 2), seed=n, top_p=0.95))
         for n, prompt in enumerate(prompts()[:24])

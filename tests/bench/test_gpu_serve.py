@@ -96,7 +96,7 @@ def test_a_scale_shrinks_tokens_requests_and_seconds() -> None:
     ("given", "told"),
     [
         (["--only", "one,tow"], "no workload 'tow'; there are one,"),
-        (["--shape", "llama9b"], "no shape 'llama9b'; there are llama8b"),
+        (["--shape", "llama9b"], "no shape 'llama9b'; there are draft600m, llama8b"),
         (["--url", "http://x", "--only", "start"], "'start' needs one of our own"),
         (["--url", "http://x", "--set", "a.b=1"], "have no effect"),
         (["--url", "http://x", "--shape", "llama8b,qwen600m"], "name one --shape at most"),
