@@ -125,3 +125,21 @@ def test_no_cost_ever_becomes_nothing_or_endless(steps: list[tuple[int, int, flo
         model.observe(Work(rows + 1, tokens, tokens * tokens, rows * 100), seconds)
         costs = model.costs
         assert all(0.0 < c < inf for c in (costs.base, costs.row, costs.token, costs.attended, costs.read))
+
+
+def test_one_slow_step_with_drafts_among_many_without_is_not_believed_of_each_of_its_parts() -> None:
+    """What follows corrects it, as long as drafts are sent at all."""
+    costs = Costs(3.6e-3, 2e-6, 2e-5, 1e-9, 3e-8, draft=3e-5, verify=1e-4, round=6e-4, guess=2e-5)
+    model = CostModel(costs)
+    for _ in range(900):
+        work = Work(rows=1, read=300)
+        model.observe(work, costs.seconds(work))
+    first = Work(rows=1, read=300).with_drafts(0, 4, 200)
+    model.observe(first, 3.0 * costs.seconds(first))
+    for _ in range(40):  # until the coefficients are fitted again
+        model.observe(Work(rows=1, read=300), costs.seconds(Work(rows=1, read=300)))
+    later = Work(rows=1, read=300).with_drafts(0, 4)
+    assert model.costs.seconds(later) < 1.8 * costs.seconds(later)
+    for _ in range(40):
+        model.observe(later, costs.seconds(later))
+    assert model.costs.seconds(later) == pytest.approx(costs.seconds(later), rel=0.1)
