@@ -13,8 +13,9 @@ from typing import TypeVar
 
 from bench.checkpoints import SHAPES, weightless
 from bench.client import BenchError
+from bench.forced.backend import Verdicts
 from bench.forced.report import as_json, report
-from bench.forced.run import ForcedPlayer, Options, Wrapping, measure
+from bench.forced.run import ForcedPlayer, Options, decided, measure
 from bench.gpu_serve.arguments import CACHE
 from bench.gpu_serve.machine import machine
 from bench.inside import console, exit_status, failed, say, started, write_json
@@ -51,10 +52,9 @@ async def _measured(options: Options, settings: Config, results: list[Result], t
         told.append(line)
         say(line)
 
-    wrapping = Wrapping()
-    async with started(settings, say=tell, wrap=wrapping) as server:
-        assert wrapping.forced is not None
-        player = ForcedPlayer(server, wrapping.forced, options.chances, settings.speculation)
+    verdicts = Verdicts(0.0)
+    async with started(settings, say=tell, wrap=lambda backend: decided(backend, verdicts)) as server:
+        player = ForcedPlayer(server, verdicts, options.chances, settings.speculation)
         await measure(player, options, results)
 
 

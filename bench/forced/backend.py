@@ -2,12 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from random import Random
+from typing import Any
 
+import numpy as np
+
+from tokenspeed.backend.packing import Guessed
+from tokenspeed.backend.passes import Pass, Passes
 from tokenspeed.core.plan import Backend, Capacity, Row, RowResult, StepPlan, StepResult
+from tokenspeed.model.cuda.drawing import to_device
 
 SEED = 1
+
+
+class Verdicts:
+    """Of coins: how many drafts of a row hold."""
+
+    def __init__(self, chance: float) -> None:
+        """`chance`, which may be changed at any time: that a draft holds if those before it do."""
+        self.chance = chance
+        self._coins = Random(SEED)
+
+    def held(self, drafts: int) -> int:
+        held = 0
+        while held < drafts and self._coins.random() < self.chance:
+            held += 1
+        return held
+
+
+def decide(passes: Passes, verdicts: Verdicts) -> None:
+    """Let coins decide of the drafts of a draft model on a device, before anything there looks at them: what
+    the model draws is replaced by the drafts that are to hold, and by another token than the next one."""
+    verify = passes.verify
+
+    def decided(
+        rows: Sequence[Row], sources: dict[int, int], guessed: Sequence[Guessed] = (), **options: Any
+    ) -> Pass:
+        made = verify(rows, sources, guessed, **options)
+        for row, places in guessed:
+            held = verdicts.held(len(places))
+            kept = passes.drawn[to_device(np.array(places), passes.drawn.device)]
+            first = made.firsts[row]
+            passes.own[first : first + held] = kept[:held]
+            if held < len(places):
+                passes.own[first + held] = kept[held] == 0  # token 1, or else 0
+        return made
+
+    passes.verify = decided  # type: ignore[method-assign]
 
 
 class Forced:
@@ -19,11 +61,9 @@ class Forced:
     are none in a row whose drafts are decided.
     """
 
-    def __init__(self, backend: Backend, chance: float = 0.0) -> None:
-        """`chance`, which may be changed between steps: that a draft holds if those before it do."""
-        self.chance = chance
+    def __init__(self, backend: Backend, verdicts: Verdicts) -> None:
         self._backend = backend
-        self._coins = Random(SEED)
+        self._verdicts = verdicts
 
     @property
     def capacity(self) -> Capacity:
@@ -44,7 +84,5 @@ class Forced:
     def _row(self, row: Row, given: RowResult) -> RowResult:
         if not row.guess or not given.guessed or not given.tokens:
             return given  # what it gave is all that there is, or why there is nothing
-        held = 0
-        while held < len(given.guessed) and self._coins.random() < self.chance:
-            held += 1
+        held = self._verdicts.held(len(given.guessed))
         return given._replace(tokens=given.guessed[:held] + given.tokens[-1:], logprobs=None)

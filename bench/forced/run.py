@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 
-from bench.forced.backend import SEED, Forced
+from bench.forced.backend import SEED, Forced, Verdicts, decide
 from bench.speculation.prompts import RANDOM_IDS
 from bench.speculation.run import OFF, Played, Player, Result, like, off, play_rounds
 from bench.speculation.workloads import Client, Kind, Phase, Workload
@@ -29,34 +29,30 @@ class Options:
     settings: tuple[str, ...]  # of the server
 
 
-class Wrapping:
-    """Puts a `Forced` around the backend of a server that is built."""
-
-    def __init__(self) -> None:
-        self.forced: Forced | None = None
-
-    def __call__(self, backend: Backend) -> Backend:
-        if isinstance(backend, CudaBackend):
-            for graphs in backend.stepper.graphs:
-                graphs.wait()  # capturing them beside the first rounds would slow these down
-        self.forced = Forced(backend)
-        return self.forced
+def decided(backend: Backend, verdicts: Verdicts) -> Backend:
+    """The backend of a server that is built, with coins for its drafts."""
+    if not isinstance(backend, CudaBackend):
+        return Forced(backend, verdicts)
+    decide(backend.stepper.passes, verdicts)
+    for graphs in backend.stepper.graphs:
+        graphs.wait()  # capturing them beside the first rounds would slow these down
+    return backend
 
 
 class ForcedPlayer(Player):
     """A `Player` whose modes are chances, beside none. Answers are others in every play."""
 
     def __init__(
-        self, server: Server, forced: Forced, chances: Sequence[float], options: SpeculationOptions
+        self, server: Server, verdicts: Verdicts, chances: Sequence[float], options: SpeculationOptions
     ) -> None:
         """What pays at one chance does not at another, so each has a speculation that learns of it alone."""
         built = server.engine.scheduler.speculation
         super().__init__(server, {OFF: off()} | {mode_of(one): like(built, options) for one in chances})
-        self._forced = forced
+        self._verdicts = verdicts
         self._chances = {mode_of(one): one for one in chances}
 
     async def play(self, phases: Sequence[Phase], mode: str) -> Played:
-        self._forced.chance = self._chances.get(mode, 0.0)
+        self._verdicts.chance = self._chances.get(mode, 0.0)
         return await self.count(phases, mode)
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import count
 from typing import Any
 
 import pytest
 
+from bench.forced.backend import Verdicts, decide
 from tests.backend.conftest import Tiny, weights_of
+from tokenspeed.backend.device_guessing import Next
 from tokenspeed.backend.stepper import Stepper
 from tokenspeed.core.plan import Row, RowResult, StepPlan
 from tokenspeed.core.request import Sampling
@@ -174,7 +177,7 @@ def test_a_draft_model_that_fails_costs_drafts_and_nothing_else(
     assert tuple(answer.known[len(answer.prompt) :]) == tiny.continued(answer.prompt, GREEDY, 3)
 
 
-def test_the_device_begins_a_step_once_and_with_the_draft_model(
+def test_the_device_begins_a_step_with_the_draft_model_and_finds_the_next_first_draft_unasked(
     tiny: Tiny, draft: Tiny, make_stepper: MakeStepper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stepper = make_stepper(BOUNDS, draft)
@@ -182,12 +185,50 @@ def test_the_device_begins_a_step_once_and_with_the_draft_model(
     answer = Answer(tiny, 0, GREEDY)
     compute_prompts(stepper, answer)
     asked: list[str] = []
-    started, _ = stepper._marks[stepper._turn]
-    monkeypatch.setattr(started, "set", lambda: asked.append("begins"))
+    for started, ended in stepper._marks:
+        monkeypatch.setattr(started, "set", lambda: asked.append("begins"))
+        monkeypatch.setattr(ended, "set", lambda: asked.append("ends"))
     for name, passes in (("drafts", stepper._guesser.passes), ("verifies", stepper.passes)):
         send = passes._packer.send
         monkeypatch.setattr(
             passes._packer, "send", lambda packed, name=name, send=send: (asked.append(name), send(packed))
         )
-    run(stepper, answer.row(3))
-    assert asked == ["begins", "drafts", "drafts", "drafts", "verifies"]
+    for _ in range(2):
+        row = answer.row(3)
+        answer.take(row, run(stepper, row)[0])
+    alone = ["begins", "drafts", "drafts", "drafts", "verifies", "ends", "drafts"]
+    assert asked == [*alone, "begins", "drafts", "drafts", "verifies", "ends", "drafts"]
+
+
+def test_a_draft_that_was_found_unasked_is_for_the_very_row_that_follows() -> None:
+    blocks = blocks_of(0)[:3]
+    found = Next(Row(0, 5, (1,), blocks, None), place=7, start=8, token=4)
+    following = Row(0, 8, (4,), blocks, None)
+    assert found.suits(following, 4)
+    assert found.suits(following._replace(blocks=(*blocks, 60), behind=(3,)), 4)
+    assert not found.suits(following._replace(start=7), 4)
+    assert not found.suits(following._replace(tokens=(5,)), 4)
+    assert not found.suits(following._replace(blocks=(*blocks[:2], 60)), 4)
+    assert not found.suits(following._replace(behind=(2, 3)), 4)  # it was computed anew
+    beyond = replace(found, start=12)  # whose keys had no place
+    assert not beyond.suits(following._replace(start=12, blocks=(*blocks, 60)), 4)
+
+
+@pytest.mark.parametrize("chance", [0.0, 0.5, 1.0])
+def test_coins_may_decide_on_the_device_what_holds(
+    tiny: Tiny, draft: Tiny, make_stepper: MakeStepper, chance: float
+) -> None:
+    """As the bench does; what is found unasked follows them."""
+    stepper = make_stepper(BOUNDS, draft)
+    decide(stepper.passes, Verdicts(chance))
+    answer = Answer(tiny, 0, GREEDY)
+    compute_prompts(stepper, answer)
+    for _ in range(8):
+        row, known = answer.row(3), tuple(answer.known)
+        [result] = run(stepper, row)
+        assert result.guessed == draft.continued(known, GREEDY, 3)
+        answer.take(row, result)
+    if chance in (0.0, 1.0):
+        assert set(answer.guessed) == {3 * chance}
+    else:
+        assert len(set(answer.guessed)) > 1

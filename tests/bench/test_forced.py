@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from bench.checkpoints import SHAPES, weightless
 from bench.forced.__main__ import main
-from bench.forced.backend import Forced
+from bench.forced.backend import Forced, Verdicts
 from tests.engine.test_engine import Server, finishes, lie, request, tokens_of
 from tokenspeed.core.plan import Capacity, Draw, Row, RowResult, StepPlan, StepResult
 from tokenspeed.core.request import FinishReason, Sampling
@@ -47,7 +47,7 @@ class Fixed:
 
 def decided(chance: float, row: Row, result: RowResult) -> RowResult:
     async def main() -> StepResult:
-        return await Forced(Fixed(result), chance).submit(StepPlan(1, (row,)))
+        return await Forced(Fixed(result), Verdicts(chance)).submit(StepPlan(1, (row,)))
 
     given = run(main())
     assert (given.seconds, given.idle) == (0.25, 0.5)
@@ -81,7 +81,7 @@ def test_drafts_hold_as_often_as_is_asked() -> None:
     """Each behind those that held before it: 0.5 + 0.25 + 0.125 of three."""
 
     async def main() -> float:
-        forced = Forced(Fixed(RowResult((9,), guessed=(1, 2, 3))), 0.5)
+        forced = Forced(Fixed(RowResult((9,), guessed=(1, 2, 3))), Verdicts(0.5))
         steps = [await forced.submit(StepPlan(1, (ASKING,))) for _ in range(4000)]
         return sum(len(step.rows[0].tokens) - 1 for step in steps) / len(steps)
 
@@ -94,7 +94,7 @@ def engine_with(chance: float, control: str, fails: set[int] | None = None) -> S
     server = Server(
         blocks=200, speculation=speculation, fails=fails, guesses=lambda row, right: lie(0, right)
     )
-    server.engine = Engine(server.scheduler, Forced(server.backend, chance))
+    server.engine = Engine(server.scheduler, Forced(server.backend, Verdicts(chance)))
     return server
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -11,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tokenspeed.backend.guessing import UNKNOWN
+from tokenspeed.backend.following import UNKNOWN, Follow, Verified
 from tokenspeed.backend.packing import Guessed, columns_of
 from tokenspeed.backend.passes import Pass, Passes
-from tokenspeed.core.plan import Draw, Row
+from tokenspeed.core.plan import Draw, Row, RowResult
 from tokenspeed.core.request import Sampling
 from tokenspeed.model.cuda.staging import WORD, Returned, copies_of
 
@@ -34,12 +35,35 @@ class Guesses(NamedTuple):
         return {row: tuple([drawn[place - self.first] for place in places]) for row, places in self.guessed}
 
 
+@dataclass(slots=True)
+class Next:
+    """The first draft of a sequence's next row, which the device finds while nobody has asked for it yet."""
+
+    row: Row  # that it follows
+    place: int  # of the draft in all that is drawn
+    start: int = -1  # where that next row starts, once it is known
+    token: int = -1  # of that next row
+
+    def suits(self, row: Row, block_size: int) -> bool:
+        """Whether it is the first draft of that very row."""
+        before = self.row.blocks
+        return (
+            (self.start, self.token) == (row.start, row.tokens[0])
+            and row.start < len(before) * block_size
+            and len(row.behind) <= 1
+            and (row.blocks is before or row.blocks[: len(before)] == before)
+        )
+
+
 class DeviceGuesser:
     """Enqueues the passes of the draft model that find the drafts of rows which ask for them.
 
     Its pool has a block for each of the model's, under the same number, so block tables lead to its keys and
     values as well. A draft is drawn as the model will draw there, with the same random number. What passes
     draw is kept in `kept`, which begins at place `first` of all that is drawn.
+
+    The device would have nothing to do between a step that verifies and the next, which depends on how its
+    drafts did. So the first draft of the next step is looked for at once, wherever that will begin.
     """
 
     def __init__(self, passes: Passes, kept: Tensor, *, first: int, max_context: int, in_flight: int) -> None:
@@ -50,6 +74,8 @@ class DeviceGuesser:
         self._returned = Returned(kept, buffers=in_flight + 1)
         self._max_context = max_context
         self._failed = False
+        self._next: dict[int, Next] = {}  # by sequence
+        self._kept_ahead = 0  # words of what is kept that these have
 
     def guess(self, rows: Sequence[Row]) -> tuple[Sequence[Row], Guesses | None]:
         """The rows, with a draft 0 for each that the device will find; None where there are none.
@@ -61,14 +87,33 @@ class DeviceGuesser:
         try:
             guesses = self._enqueue(rows)
         except Exception as error:
-            self._failed = True
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            logger.warning("the draft model failed and is not used any more: %s", reason, exc_info=error)
+            self._fail(error)
             return rows, None
         drafted = list(rows)
         for row, places in guesses.guessed:
             drafted[row] = drafted[row]._replace(drafts=(0,) * len(places))
         return drafted, guesses
+
+    def run_ahead(self, rows: Sequence[Row], guesses: Guesses, made: Pass, drawn: Tensor) -> None:
+        """Enqueue the first drafts behind these rows, whose drafts are verified by a pass that draws after
+        every token, and drew `drawn`."""
+        bounds = self.passes.network.bounds
+        asking = [row for row, places in guesses.guessed if self._reaches(rows[row], len(places))]
+        if self._failed or bounds.few < 2 or not 0 < 2 * len(asking) <= bounds.logits:
+            return
+        try:
+            self._enqueue_ahead(
+                [rows[row] for row in asking], [made.firsts[row] for row in asking], made, drawn
+            )
+        except Exception as error:
+            self._fail(error)
+
+    def settle(self, guesses: Guesses, rows: Sequence[Row], results: Sequence[RowResult]) -> None:
+        """What rows gave, so that it is known what follows them."""
+        for place, _ in guesses.guessed:
+            row, given = rows[place], results[place]
+            if given.tokens and (following := self._next.get(row.sequence)) is not None:
+                following.start, following.token = row.start + len(given.tokens), given.tokens[-1]
 
     def warm_up(self, tokens: int) -> None:
         """Run every kind of pass once, one with so many tokens, over blocks that nobody has. Raises what is
@@ -84,19 +129,49 @@ class DeviceGuesser:
         wanted = [max(0, min(row.guess, self._max_context - row.start)) for row in rows]
         asking = [place for place, row in enumerate(rows) if wanted[place] or self._catches_up(row)]
         asking.sort(key=lambda place: -wanted[place])  # those that are done early come last
-        found: list[list[int]] = [[] for _ in asking]
-        words = 0
-        for ahead in range(max((wanted[place] for place in asking), default=0) or bool(asking)):
-            if not ahead:
-                made = self._begin([self._first_turn(rows[place], wanted[place]) for place in asking])
-            else:
-                going = [rows[place] for place in asking if wanted[place] > ahead]
-                turns = [self._turn(row, ahead, number) for number, row in enumerate(going)]
-                sources = {number: places[-1] for number, places in enumerate(found) if places}
-                made = self.passes.decode(turns, columns_of(turns), sources)
-            words = self._keep(made, found, words)
+        found = [self._found_ahead(rows[place]) if wanted[place] else [] for place in asking]
+        words, self._kept_ahead, self._next = self._kept_ahead, 0, {}
+        late = [number for number, places in enumerate(found) if not places]
+        if late:
+            turns = [self._first_turn(rows[asking[number]], wanted[asking[number]]) for number in late]
+            words = self._keep(self._begin(turns), [found[number] for number in late], words)
+        for ahead in range(1, max((wanted[place] for place in asking), default=0)):
+            going = [rows[place] for place in asking if wanted[place] > ahead]
+            turns = [self._turn(row, ahead, number) for number, row in enumerate(going)]
+            sources = {number: places[-1] for number, places in enumerate(found) if places}
+            words = self._keep(self.passes.decode(turns, columns_of(turns), sources), found, words)
         guessed = [Guessed(place, places) for place, places in zip(asking, found, strict=True) if places]
         return Guesses(guessed, self._first, self._returned.fetch(words))
+
+    def _enqueue_ahead(self, rows: Sequence[Row], firsts: Sequence[int], made: Pass, drawn: Tensor) -> None:
+        """Two tokens each, as if no draft had held, moved on by what did."""
+        network = self.passes.network
+        size = network.block_size
+        turns, verified = [], []
+        for row, first in zip(rows, firsts, strict=True):
+            draw = None if row.draw is None else _plain(row.draw)._replace(position=row.draw.position + 1)
+            blocks = self._blocks(row)
+            turns.append(Row(row.sequence, row.start, (UNKNOWN, UNKNOWN), blocks, draw))
+            verified.append(Verified(first, len(row.drafts), row.start, len(blocks) * size))
+        ahead = self.passes.verify(turns, {}, prepare=Follow(network, made, drawn, verified))
+        found: list[list[int]] = [[] for _ in rows]
+        self._kept_ahead = self._keep(ahead, found, 0)
+        self._next = {row.sequence: Next(row, place) for row, [place] in zip(rows, found, strict=True)}
+
+    def _found_ahead(self, row: Row) -> list[int]:
+        """The places of the drafts that the device has found for a row already."""
+        following = self._next.get(row.sequence)
+        suits = following is not None and following.suits(row, self.passes.network.block_size)
+        return [following.place] if following is not None and suits else []
+
+    def _reaches(self, row: Row, drafts: int) -> bool:
+        """Whether the draft model serves whatever follows a row, too."""
+        return row.start + drafts + 2 <= self._max_context
+
+    def _fail(self, error: Exception) -> None:
+        self._failed = True
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        logger.warning("the draft model failed and is not used any more: %s", reason, exc_info=error)
 
     def _catches_up(self, row: Row) -> bool:
         return bool(row.behind) and row.start <= self._max_context
@@ -156,5 +231,6 @@ def _plainly(sampling: Sampling) -> Sampling:
 
 
 def kept_words(tokens: int, logits: int) -> int:
-    """Of what a step keeps of its draft model's draws, where it has so many tokens, drafts included."""
-    return tokens + logits
+    """Of what a step keeps of its draft model's draws, where it has so many tokens, drafts included: first
+    drafts that were found ahead and others, then those behind them."""
+    return tokens + 2 * logits

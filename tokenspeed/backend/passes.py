@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import NamedTuple
@@ -46,6 +46,8 @@ class Pass:
     firsts: Sequence[int]  # of each row of the order, its first logit
     counts: list[int]  # of logits, for each row of the order
     logits: int  # that are computed, those of padding included
+    step: StepTensors  # its arrays on the device, until another pass of the same network is sent
+    few: bool = False  # made by `verify`: a logit after every token
     ranked: dict[int, tuple[Ranked, int]] = field(default_factory=dict)  # by logit; its row there
     scored: list[tuple[Ranked, int]] = field(default_factory=list)  # for each target, in order
 
@@ -97,7 +99,7 @@ class Passes:
         """Graphs of steps with a draw after every token hold these draws, if `captures_draw`."""
         self.network = network
         self.own = drawn[first : first + 2 * network.bounds.tokens]
-        self._ops, self._drawn, self._start = ops, drawn, start
+        self.drawn, self._ops, self._start = drawn, ops, start
         self._packer = Packer(network, buffers=in_flight + 1)
         self._captures_draw = captures_draw
         self.graphs: Graphs | None = None
@@ -125,17 +127,27 @@ class Passes:
         keys = sum(columns.start) + count
         graph = None if self.graphs is None else self.graphs.decode(count, keys)
         shape = Shape(count, count, count) if graph is None else graph.shape
-        made = Pass(Order(rows, range(count), count), draws, range(count), [1] * count, shape.rows)
         step = self._send(self._packer.decode(columns, shape, sources))
+        made = Pass(Order(rows, range(count), count), draws, range(count), [1] * count, shape.rows, step)
         if graph is None:
             self.work(shape)
         else:
             graph.replay()
-        self._finish_draws(made, step, count)
+        self._finish_draws(made, count)
         return made
 
-    def verify(self, rows: Sequence[Row], sources: dict[int, int], guessed: Sequence[Guessed] = ()) -> Pass:
-        """Rows of a few tokens, drafts included, for which `takes_few` holds: a draw after every token."""
+    def verify(
+        self,
+        rows: Sequence[Row],
+        sources: dict[int, int],
+        guessed: Sequence[Guessed] = (),
+        *,
+        prepare: Callable[[StepTensors], None] = lambda step: None,
+    ) -> Pass:
+        """Rows of a few tokens, drafts included, for which `takes_few` holds: a draw after every token.
+
+        `prepare` may enqueue changes of what was sent, before it is computed with.
+        """
         lengths = [len(row.tokens) + len(row.drafts) for row in rows]
         tokens, count = sum(lengths), len(rows)
         graph = None if self.graphs is None else self.graphs.verify(tokens, count)
@@ -148,14 +160,15 @@ class Passes:
             wanted = draws_of(row)
             counts.append(len(wanted))
             draws += wanted or [None] * (1 + len(row.drafts))
-        made = Pass(Order(rows, range(count), 0), draws, firsts, counts, shape.tokens)
         packed, _ = self._packer.mixed(rows, 0, shape, draws, sources, guessed)
         step = self._send(packed)
+        made = Pass(Order(rows, range(count), 0), draws, firsts, counts, shape.tokens, step, few=True)
+        prepare(step)
         if graph is None:
             self.work(shape)
         else:
             graph.replay()
-        self._finish_draws(made, step, tokens)
+        self._finish_draws(made, tokens)
         return made
 
     def mixed(
@@ -167,7 +180,6 @@ class Passes:
         draws = [draw for row in rows for draw in draws_of(row)]
         counts = [0 if row.draw is None else 1 + len(row.drafts) for row in rows]
         firsts = list(accumulate(counts, initial=0))[:-1]
-        made = Pass(order, draws, firsts, counts, len(draws))
         tokens = sum(len(row.tokens) + len(row.drafts) for row in rows)
         every = any(row.drafts or row.targets for row in rows)
         graphs = None if every else self.graphs
@@ -177,15 +189,16 @@ class Passes:
         guessed = [drafts._replace(row=placed[drafts.row]) for drafts in guessed]
         packed, scored = self._packer.mixed(rows, singles, shape, draws, sources, guessed)
         step = self._send(packed)
+        made = Pass(order, draws, firsts, counts, len(draws), step)
         if graph is None:
-            network.embed(step, shape, self._drawn)
+            network.embed(step, shape, self.drawn)
             network.forward(step, shape)
         else:
             graph.replay()
         most = network.bounds.logits
         for first in range(0, len(draws), most):
             part = step.logit_rows[first : first + most]
-            self._draw(made, first, network.compute_logits(part, len(part), shape), step)
+            self._draw(made, first, network.compute_logits(part, len(part), shape))
         if len(scored):
             self._score(made, to_device(scored, network.device), shape)
         return made
@@ -194,7 +207,7 @@ class Passes:
         """What is captured: a step of that shape, up to its hidden states; where it draws after every token,
         up to their logits, and the draws from these as they are."""
         network, step = self.network, self._packer.tensors(shape)
-        network.embed(step, shape, self._drawn)
+        network.embed(step, shape, self.drawn)
         network.forward(step, shape)
         if shape.draws:
             logits = network.compute_logits(None, shape.tokens, shape)
@@ -207,10 +220,10 @@ class Passes:
         self._packer.send(packed)
         return packed.step
 
-    def _finish_draws(self, made: Pass, step: StepTensors, count: int) -> None:
+    def _finish_draws(self, made: Pass, count: int) -> None:
         """Draw from the first `count` logits, unless that is done."""
         if not (self._captures_draw and self._packer.plain):
-            self._draw(made, 0, self.network.logits[:count], step)
+            self._draw(made, 0, self.network.logits[:count])
 
     def _score(self, made: Pass, wanted: Tensor, shape: Shape) -> None:
         """Enqueue the log-probabilities of what follows the tokens `wanted` in their prompts."""
@@ -225,14 +238,14 @@ class Passes:
             ranked = raw.ranked(to_device(np.array(targets[first : first + count], np.int32), network.device))
             made.scored += [(ranked, row) for row in range(count)]
 
-    def _draw(self, made: Pass, first: int, logits: Tensor, step: StepTensors) -> None:
+    def _draw(self, made: Pass, first: int, logits: Tensor) -> None:
         """Enqueue the draws from `logits`, those of the pass from `first` on."""
         count = len(logits)
         draws = made.draws[first : first + count]
         raws = [] if self._packer.plain else _raws(logits, draws)
         if not self._packer.plain and (given := adjustments_of(draws)) is not None:
             adjust(self._ops, logits, given)
-        self._sample(logits, step, first, made.logits)
+        self._sample(logits, made.step, first, made.logits)
         for raw, numbers in raws:
             ranked = raw.ranked(self.own[first : first + count])
             made.ranked |= {first + number: (ranked, row) for row, number in enumerate(numbers)}

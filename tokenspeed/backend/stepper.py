@@ -153,6 +153,8 @@ class Stepper:
         self._logit_of = _logits_of(made)
         drawn = self._returned.fetch(2 * made.logits).reshape(2, made.logits)
         ended.set()
+        if guesses is not None and self._guesser is not None and made.few:
+            self._guesser.run_ahead(rows, guesses, made, self.passes.own)
         before, self._last_end = self._last_end, ended
         self._in_flight += 1
         return Begun(plan, started, ended, before, faults, made, drawn, guesses)
@@ -172,6 +174,8 @@ class Stepper:
                     begun.faults[place] = SOURCE_FAILED
         for place, fault in begun.faults.items():
             results[place] = RowResult(error=fault)
+        if begun.guesses is not None and self._guesser is not None:
+            self._guesser.settle(begun.guesses, begun.plan.rows, results)
         faulty = bool(begun.faults) or any(statuses)
         self._failed = (
             frozenset(place for place, result in enumerate(results) if result.error) if faulty else NONE

@@ -146,6 +146,11 @@ class Network:
         return SHORT_KEYS * multiprocessors // self.spec.kv_heads
 
     @property
+    def tables(self) -> Tensor:
+        """int32 [rows, width]: the block tables of the rows of a step."""
+        return self._tables
+
+    @property
     def table_width(self) -> int:
         return self._tables.shape[1]
 
