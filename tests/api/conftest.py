@@ -27,7 +27,8 @@ from tokenspeed.core.costs import Costs
 from tokenspeed.core.plan import Capacity, StepPlan, StepResult
 from tokenspeed.core.policy import SchedulerOptions
 from tokenspeed.core.request import Request, Sampling
-from tokenspeed.core.scheduler import Happening, Scheduler
+from tokenspeed.core.scheduler import Scheduler
+from tokenspeed.core.taking import Happening
 from tokenspeed.engine.engine import Engine
 from tokenspeed.engine.metrics import EngineMetrics
 from tokenspeed.engine.observer import Step

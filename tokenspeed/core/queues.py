@@ -85,6 +85,7 @@ class Queues:
         self.unfinished = 0
         self._unfinished_of: Counter[str] = Counter()
         self._running_of: Counter[str] = Counter()
+        self._choices: dict[str, list[Sequence]] = {}  # the unfinished ones, by request
 
     @property
     def accounts(self) -> Collection[str]:
@@ -98,10 +99,16 @@ class Queues:
         """Sequences of an account that hold no blocks yet, or no more."""
         return self._unfinished_of[account] - self._running_of[account]
 
-    def enter(self, account: str, count: int) -> None:
-        """So many new sequences of an account; each is to wait, itself or behind its leader."""
-        self.unfinished += count
-        self._unfinished_of[account] += count
+    def choices_of(self, request_id: str) -> list[Sequence]:
+        """The unfinished choices of a request; none of one that is unknown, or has ended."""
+        return list(self._choices.get(request_id, ()))
+
+    def enter(self, choices: list[Sequence]) -> None:
+        """All choices of a new request; each is to wait, itself or behind its leader."""
+        request = choices[0].request
+        self.unfinished += len(choices)
+        self._unfinished_of[request.account] += len(choices)
+        self._choices[request.id] = list(choices)
 
     def start(self, sequence: Sequence) -> None:
         """It waits no more, and runs."""
@@ -123,6 +130,10 @@ class Queues:
             self.waiting.remove(sequence)
         else:
             sequence.leader.siblings.remove(sequence)
+        choices = self._choices[sequence.request.id]
+        choices.remove(sequence)
+        if not choices:
+            del self._choices[sequence.request.id]
         self.unfinished -= 1
         self._unfinished_of[account] -= 1
         if not self._unfinished_of[account]:
@@ -132,7 +143,7 @@ class Queues:
         """Raise AssertionError unless the counts agree."""
         everyone = [*self.waiting, *self.running.values()]
         everyone += [sibling for sequence in everyone for sibling in sequence.siblings]
-        assert self.unfinished == len(everyone)
+        assert self.unfinished == len(everyone) == sum(map(len, self._choices.values()))
         assert +self._unfinished_of == Counter(s.request.account for s in everyone)
         assert +self._running_of == Counter(s.request.account for s in self.running.values())
         self.waiting.check()

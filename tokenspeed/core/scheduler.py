@@ -15,19 +15,18 @@ from tokenspeed.core.accounts import Account, FairShares
 from tokenspeed.core.admission import Admission, check_deadline
 from tokenspeed.core.carrying import carry_drafts, room_for_drafts
 from tokenspeed.core.costs import TYPICAL, CostModel, Costs, Work
-from tokenspeed.core.plan import Capacity, Row, RowResult, StepPlan, StepResult
+from tokenspeed.core.plan import Capacity, StepPlan, StepResult
 from tokenspeed.core.policy import POLICIES, Budget, SchedulerOptions, due, hurry, split, step_budget, yields
 from tokenspeed.core.queues import Queues, by_age, place
-from tokenspeed.core.request import Event, Finished, FinishReason, PromptScored, Request, TokenDelta
+from tokenspeed.core.request import Finished, FinishReason, Request
 from tokenspeed.core.rows import Flight, Planning, may_run_ahead
 from tokenspeed.core.sequence import Sequence
 from tokenspeed.core.speculation import Speculation, SpeculationOptions
 from tokenspeed.core.tables import BlockTables
+from tokenspeed.core.taking import Ending, Happening, take_drafts, take_scores, take_token
 from tokenspeed.errors import RequestError
 
 NO_ACCOUNTS: Mapping[str, Account] = MappingProxyType({})
-
-Happening = tuple[Sequence, Event]
 
 
 class Scheduler:
@@ -61,7 +60,6 @@ class Scheduler:
         self._queues = Queues()
         self._admission = Admission(capacity, options, accounts, self._queues, self.tables, self.costs)
         self._shares = FairShares(accounts)
-        self._choices: dict[str, list[Sequence]] = {}  # the unfinished ones of every request
         self._flight: dict[int, Flight] = {}  # by plan number
         self._busy_until = 0.0  # when the device will have done what is in flight, as predicted
         self._last_plan = 0
@@ -89,7 +87,7 @@ class Scheduler:
         Raises `ContextLengthError`, `OverloadedError`, `DeadlineError` or `RequestError`, and then nothing
         has changed.
         """
-        if request.id in self._choices:
+        if self._queues.choices_of(request.id):
             raise RequestError(f"a request with the id {request.id!r} is running already", param="request_id")
         self._admission.check(request)
         place_in_age = due(request, self._policy.level(self.options))
@@ -102,27 +100,26 @@ class Scheduler:
         forecast = self._admission.predict(choices[0], self._over(), busy)
         check_deadline(request, forecast, now)
         self._last_sequence += request.n
-        self._queues.enter(request.account, request.n)
-        self._choices[request.id] = list(choices)
+        self._queues.enter(choices)
         self._lead(choices)
         return forecast.seconds
 
     def cancel(self, request_id: str, choice: int | None = None) -> list[Happening]:
         """End a request, or one choice of it, now; its blocks come back at once. Unknown ids are no error."""
-        going = [s for s in self._choices.get(request_id, ()) if choice is None or s.choice == choice]
-        return [(sequence, self._finish(sequence, FinishReason.CANCELLED)) for sequence in going]
+        going = [s for s in self._queues.choices_of(request_id) if choice is None or s.choice == choice]
+        return [(sequence, self._finish(sequence, Ending(FinishReason.CANCELLED))) for sequence in going]
 
     def end(self, request_id: str, error: str) -> list[Happening]:
         """End what is left of a request with an error that is not its own."""
-        going = list(self._choices.get(request_id, ()))
-        return [(sequence, self._finish(sequence, FinishReason.ERROR, error=error)) for sequence in going]
+        going = self._queues.choices_of(request_id)
+        ending = Ending(FinishReason.ERROR, error=error)
+        return [(sequence, self._finish(sequence, ending)) for sequence in going]
 
     def check(self) -> None:
         """Raise AssertionError unless every count of blocks, sequences and tokens agrees."""
         self._queues.check()
         running = self._queues.running.values()
         self.tables.check(running)
-        assert self._queues.unfinished == sum(len(choices) for choices in self._choices.values())
         for s in running:
             assert s.computed <= s.planned <= len(s.tokens) + s.in_flight
             assert len(s.tokens) + s.in_flight <= s.limit
@@ -167,7 +164,7 @@ class Scheduler:
             if sequence.epoch != epoch:
                 continue  # it ended, or was preempted, while the step ran
             sequence.computed += len(row.tokens)
-            held = self._take_drafts(sequence, given) if len(given.tokens) > 1 else 0
+            held = take_drafts(sequence, given) if len(given.tokens) > 1 else 0
             drafts_held += held
             if row.drafts or row.guess:
                 speculation.count(row, given.guessed, held)
@@ -176,8 +173,9 @@ class Scheduler:
             if sequence.siblings and sequence.computed >= sequence.prompt_length - 1:
                 self._release_siblings(sequence)
             if row.targets or sequence.wants_scores:
-                self._take_scores(sequence, given, events)
-            self._take_token(sequence, row, given, held, events)
+                take_scores(sequence, given, events)
+            if (ending := take_token(sequence, row, given, held, events)) is not None:
+                events.append((sequence, self._finish(sequence, ending)))
             learns = sequence.speculates and (sequence.prospects is not None or speculation.takes_more)
             if learns and row.draw is not None and sequence.epoch == epoch:
                 speculation.learn(sequence, row, given.guessed, held, held + 1)
@@ -358,48 +356,6 @@ class Scheduler:
         self.tables.close(sequence)
         self._queue(sequence)
 
-    # -- results ------------------------------------------------------------------------------------
-
-    def _take_drafts(self, sequence: Sequence, given: RowResult) -> int:
-        """Drafts that held are tokens, and computed; their number. What follows a stop id is nothing."""
-        drafts, stops = given.tokens[:-1], sequence.request.stop_ids
-        if not stops.isdisjoint(drafts):
-            drafts = drafts[: next(n for n, token in enumerate(drafts) if token in stops)]
-        sequence.tokens += drafts
-        sequence.computed += len(drafts)
-        sequence.planned += len(drafts)
-        return len(drafts)
-
-    def _take_token(
-        self, sequence: Sequence, row: Row, given: RowResult, held: int, events: list[Happening]
-    ) -> None:
-        """The token that was sampled, behind the drafts that `held`."""
-        if given.error is not None:
-            events.append((sequence, self._finish(sequence, FinishReason.ERROR, error=given.error)))
-        elif row.draw is not None:
-            token = given.tokens[held]
-            sequence.in_flight -= 1
-            if token in sequence.request.stop_ids:
-                if held:
-                    logprobs = given.logprobs and given.logprobs[:held]
-                    events.append(
-                        (sequence, TokenDelta(sequence.choice, given.tokens[:held], logprobs, held))
-                    )
-                events.append((sequence, self._finish(sequence, FinishReason.STOP, stop_id=token)))
-                return
-            sequence.tokens.append(token)
-            events.append((sequence, TokenDelta(sequence.choice, given.tokens, given.logprobs, held)))
-            if len(sequence.tokens) >= sequence.limit:
-                events.append((sequence, self._finish(sequence, FinishReason.LENGTH)))
-        elif sequence.computed >= sequence.limit:  # only a prompt was asked to be computed
-            events.append((sequence, self._finish(sequence, FinishReason.LENGTH)))
-
-    def _take_scores(self, sequence: Sequence, given: RowResult, events: list[Happening]) -> None:
-        sequence.scoring += given.scored
-        if sequence.computed >= sequence.prompt_length and given.error is None:
-            sequence.scores = sequence.scoring
-            events.append((sequence, PromptScored(tuple(sequence.scores))))
-
     # -- the queue ----------------------------------------------------------------------------------
 
     def _rank(self, sequence: Sequence) -> None:
@@ -426,24 +382,14 @@ class Scheduler:
             self._queue(sibling)
         leader.siblings = []
 
-    def _finish(
-        self,
-        sequence: Sequence,
-        reason: FinishReason,
-        *,
-        stop_id: int | None = None,
-        error: str | None = None,
-    ) -> Finished:
+    def _finish(self, sequence: Sequence, ending: Ending) -> Finished:
+        reason, stop_id, error = ending
         self._queues.leave(sequence)
         self.speculation.ended(sequence)
         self.tables.close(sequence)
         if sequence.siblings:  # it ended before it had computed their prompt
             heirs, sequence.siblings = sequence.siblings, []
             self._lead(heirs)
-        choices = self._choices[sequence.request.id]
-        choices.remove(sequence)
-        if not choices:
-            del self._choices[sequence.request.id]
         completion = sequence.generated + (stop_id is not None)
         if completion and reason is not FinishReason.ERROR:  # who left the queue says nothing of answers
             self._admission.answered(completion)

@@ -10,7 +10,7 @@ from prometheus_client.registry import Collector
 
 from tokenspeed.core.plan import StepPlan
 from tokenspeed.core.request import Request
-from tokenspeed.core.scheduler import Happening
+from tokenspeed.core.taking import Happening
 from tokenspeed.engine.families import Histogram, counter, gauge, gauges, histogram
 from tokenspeed.engine.observer import Step
 from tokenspeed.errors import RequestError

@@ -16,7 +16,8 @@ from typing import NamedTuple
 from tokenspeed.core.costs import Costs
 from tokenspeed.core.plan import Backend, StepPlan, StepResult
 from tokenspeed.core.request import Request
-from tokenspeed.core.scheduler import Happening, Scheduler
+from tokenspeed.core.scheduler import Scheduler
+from tokenspeed.core.taking import Happening
 from tokenspeed.engine.delivery import Delivery
 from tokenspeed.engine.observer import Observer, Step
 from tokenspeed.engine.streams import Stream

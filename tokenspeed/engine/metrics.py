@@ -18,8 +18,9 @@ from tokenspeed.core import sequence as core
 from tokenspeed.core.costs import Costs
 from tokenspeed.core.plan import StepPlan
 from tokenspeed.core.request import Finished, Request, TokenDelta
-from tokenspeed.core.scheduler import Happening, Scheduler
+from tokenspeed.core.scheduler import Scheduler
 from tokenspeed.core.speculation import LOOKUP, MODEL
+from tokenspeed.core.taking import Happening
 from tokenspeed.engine.causes import after, prefilling
 from tokenspeed.engine.families import (
     Histogram,

@@ -9,7 +9,7 @@ from tokenspeed.core import sequence as core
 from tokenspeed.core.costs import Costs
 from tokenspeed.core.plan import StepPlan, StepResult
 from tokenspeed.core.request import Request
-from tokenspeed.core.scheduler import Happening
+from tokenspeed.core.taking import Happening
 from tokenspeed.errors import RequestError
 
 

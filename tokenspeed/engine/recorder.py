@@ -24,8 +24,8 @@ from tokenspeed.core.accounts import Account
 from tokenspeed.core.plan import Capacity, StepPlan
 from tokenspeed.core.policy import SchedulerOptions
 from tokenspeed.core.request import Finished, Request, TokenDelta
-from tokenspeed.core.scheduler import Happening
 from tokenspeed.core.sequence import Sequence
+from tokenspeed.core.taking import Happening
 from tokenspeed.engine.observer import Step
 from tokenspeed.errors import ConfigError, OverloadedError, RequestError
 

@@ -14,7 +14,7 @@ from typing import Any
 from tokenspeed.core import sequence as core
 from tokenspeed.core.plan import StepPlan
 from tokenspeed.core.request import Finished, Request, TokenDelta
-from tokenspeed.core.scheduler import Happening
+from tokenspeed.core.taking import Happening
 from tokenspeed.engine.causes import (
     HIDDEN,
     Others,

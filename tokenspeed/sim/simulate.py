@@ -12,7 +12,8 @@ from tokenspeed.core.costs import Costs
 from tokenspeed.core.plan import Draw, StepPlan
 from tokenspeed.core.policy import SchedulerOptions
 from tokenspeed.core.request import Finished, FinishReason, Request, TokenDelta
-from tokenspeed.core.scheduler import Happening, Scheduler
+from tokenspeed.core.scheduler import Scheduler
+from tokenspeed.core.taking import Happening
 from tokenspeed.engine.engine import Engine
 from tokenspeed.engine.observer import Observer, Step
 from tokenspeed.engine.streams import Stream

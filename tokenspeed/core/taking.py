@@ -1,0 +1,58 @@
+"""What a sequence makes of a row's result: tokens, events, and perhaps its end."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from tokenspeed.core.plan import Row, RowResult
+from tokenspeed.core.request import Event, FinishReason, PromptScored, TokenDelta
+from tokenspeed.core.sequence import Sequence
+
+Happening = tuple[Sequence, Event]
+
+
+class Ending(NamedTuple):
+    """Why a sequence ends."""
+
+    reason: FinishReason
+    stop_id: int | None = None
+    error: str | None = None
+
+
+def take_drafts(sequence: Sequence, given: RowResult) -> int:
+    """Drafts that held are tokens, and computed; their number. What follows a stop id is nothing."""
+    drafts, stops = given.tokens[:-1], sequence.request.stop_ids
+    if not stops.isdisjoint(drafts):
+        drafts = drafts[: next(n for n, token in enumerate(drafts) if token in stops)]
+    sequence.tokens += drafts
+    sequence.computed += len(drafts)
+    sequence.planned += len(drafts)
+    return len(drafts)
+
+
+def take_scores(sequence: Sequence, given: RowResult, events: list[Happening]) -> None:
+    """Log-probabilities of the prompt, which are told once they are all there."""
+    sequence.scoring += given.scored
+    if sequence.computed >= sequence.prompt_length and given.error is None:
+        sequence.scores = sequence.scoring
+        events.append((sequence, PromptScored(tuple(sequence.scores))))
+
+
+def take_token(
+    sequence: Sequence, row: Row, given: RowResult, held: int, events: list[Happening]
+) -> Ending | None:
+    """The token that was sampled, behind the drafts that `held`; whether that is the end."""
+    if given.error is not None:
+        return Ending(FinishReason.ERROR, error=given.error)
+    if row.draw is None:  # perhaps only a prompt was asked to be computed
+        return Ending(FinishReason.LENGTH) if sequence.computed >= sequence.limit else None
+    token = given.tokens[held]
+    sequence.in_flight -= 1
+    if token in sequence.request.stop_ids:
+        if held:
+            logprobs = given.logprobs and given.logprobs[:held]
+            events.append((sequence, TokenDelta(sequence.choice, given.tokens[:held], logprobs, held)))
+        return Ending(FinishReason.STOP, stop_id=token)
+    sequence.tokens.append(token)
+    events.append((sequence, TokenDelta(sequence.choice, given.tokens, given.logprobs, held)))
+    return Ending(FinishReason.LENGTH) if len(sequence.tokens) >= sequence.limit else None
