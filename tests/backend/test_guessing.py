@@ -116,7 +116,7 @@ def asking(
     start = len(known) - 1
     behind = tuple(known[computed:start]) if guess else ()
     draw = tiny.draw(sampling, prompt, known)
-    return Row(0, start, (known[-1],), blocks_of(0), draw, guess=guess, behind=behind)
+    return Row(0, start, (known[-1],), blocks_of(0), draw, guess=guess, behind=behind, caught=computed)
 
 
 def generate(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -178,9 +179,14 @@ def looked_up(work: Workload, control: str, spoil: Spoil) -> dict[str, Any]:
     return {"speculation": Speculation(options, look_up=lambda text: Oracle(work, text, spoil))}
 
 
-def guessed(control: str, spoil: Spoil) -> dict[str, Any]:
+# The draft model takes as long for a token as the model for two rows: it catches up in chunks of some tokens.
+SLOW_GUESSES = replace(EVEN, round=0.0005, guess=0.001)
+
+
+def guessed(control: str, spoil: Spoil, costs: Costs = EVEN) -> dict[str, Any]:
     options = SpeculationOptions(drafter="model", control=control)
     return {
+        "costs": costs,
         "speculation": Speculation(options, guesses=True),
         "guesses": lambda row, drafts: spoil(row.start + 1, drafts),
     }
@@ -207,6 +213,14 @@ SPECULATIONS: dict[str, Callable[[Workload], dict[str, Any]]] = {
     "always guesses wrong": lambda work: guessed("always", lie),
     "always guesses mostly right": lambda work: guessed("always", mostly),
     "always guesses nothing": lambda work: guessed("always", lambda start, drafts: ()),
+    "slow guesses right": lambda work: guessed("adaptive", right, SLOW_GUESSES),
+    "always slow guesses right": lambda work: guessed("always", right, SLOW_GUESSES),
+    "always slow guesses mostly right": lambda work: guessed("always", mostly, SLOW_GUESSES),
+    "both, slow": lambda work: {
+        "costs": SLOW_GUESSES,
+        "speculation": Speculation(SpeculationOptions(), guesses=True, guesses_penalised=False),
+        "guesses": lambda row, drafts: mostly(row.start + 1, drafts),
+    },
     "both": lambda work: {
         "speculation": Speculation(SpeculationOptions(control="always"), guesses=True),
         "guesses": lambda row, drafts: mostly(row.start + 1, drafts),

@@ -60,14 +60,15 @@ class Executor:
         token 0, for nothing, in blocks that nobody reads any more."""
         if row.source >= 0:
             token = sampled.get(row.source)
-            if token is None:
+            if token is None:  # the step before failed, and what it was to catch up with is not there either
                 faults[number] = SOURCE_FAILED
+                row = row._replace(behind=())
             return _followed(row, token or 0)
-        named = row.tokens + row.targets + row.drafts
+        named = row.tokens + row.targets + row.drafts + row.behind
         if not 0 <= min(named) <= max(named) < self._vocab_size:
             faults[number] = f"a token is beyond the vocabulary of {self._vocab_size}"
             tokens = (0,) * len(row.tokens)
-            return row._replace(tokens=tokens, draw=None, drafts=(), targets=(), guess=0)
+            return row._replace(tokens=tokens, draw=None, drafts=(), targets=(), guess=0, behind=())
         return row
 
     def _compute(self, rows: Sequence[Row]) -> list[RowResult]:

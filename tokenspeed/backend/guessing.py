@@ -42,8 +42,11 @@ class Guesser:
 
     def guess(self, rows: Sequence[Row]) -> list[Row]:
         """The rows, with `drafts` in those that ask: as many as they ask for, unless a draw cannot be made
-        or the draft model's context ends. A failure of the draft model costs drafts and nothing else."""
-        asking = [number for number, row in enumerate(rows) if row.guess]
+        or the draft model's context ends. It catches up with others as they say.
+
+        A failure of the draft model costs drafts and nothing else.
+        """
+        asking = [number for number, row in enumerate(rows) if row.guess or row.behind]
         drafted = list(rows)
         if not asking or self._failed:
             return drafted
@@ -55,17 +58,24 @@ class Guesser:
             logger.warning("the draft model failed and is not used any more: %s", reason, exc_info=error)
             return drafted
         for number, drafts in zip(asking, found, strict=True):
-            drafted[number] = rows[number]._replace(drafts=drafts)
+            if rows[number].guess:
+                drafted[number] = rows[number]._replace(drafts=drafts)
         return drafted
 
     def _find(self, rows: Sequence[Row]) -> list[tuple[int, ...]]:
-        """The drafts of each row: one for all of them, then the next. The last ones are not computed."""
+        """The drafts of each row: one for all of them, then the next. The last ones are not computed.
+
+        Rows of which it only catches up take part in the first pass, which draws nothing for them.
+        """
         rows = [_silent(row) for row in rows]
         wanted = [min(row.guess, self._draft.max_context - row.start) for row in rows]
         found: list[tuple[int, ...]] = [()] * len(rows)
         going = [number for number, count in enumerate(wanted) if count > 0]
-        while going:
-            drawn = self._drawn([self._turn(rows[number], found[number]) for number in going])
+        others = [row for row, count in zip(rows, wanted, strict=True) if count <= 0]
+        late = [turn for row in others if (turn := self._late(row)) is not None]
+        while going or late:
+            turns = [self._turn(rows[number], found[number]) for number in going]
+            drawn, late = self._drawn(turns + late), []
             for number, sampled in zip(going, drawn, strict=True):
                 if sampled.error is None:
                     found[number] += (sampled.token,)
@@ -80,7 +90,12 @@ class Guesser:
         if drafts:
             return Row(row.sequence, row.start + len(drafts), drafts[-1:], row.blocks, draw)
         known = self._readable(row.behind + row.tokens)
-        return Row(row.sequence, row.start - len(row.behind), known, row.blocks, draw)
+        return Row(row.sequence, row.caught, known, row.blocks, draw)
+
+    def _late(self, row: Row) -> Row | None:
+        """What the draft model computes of a row that has no guesses, up to where its context ends."""
+        known = row.behind[: max(0, self._draft.max_context - row.caught)]
+        return Row(row.sequence, row.caught, self._readable(known), row.blocks, None) if known else None
 
     def _drawn(self, turns: Sequence[Row]) -> list[Sampled]:
         """The draft behind each row."""

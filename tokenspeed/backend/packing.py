@@ -33,6 +33,7 @@ class Columns(NamedTuple):
     score: tuple[int, ...]
     guess: tuple[int, ...]
     behind: tuple[tuple[int, ...], ...]
+    caught: tuple[int, ...]
 
 
 def columns_of(rows: Sequence[Row]) -> Columns:

@@ -10,7 +10,10 @@ from collections.abc import Iterable, Sequence
 
 
 class BlockPool:
-    """Reference counts over `total` blocks. Remembered blocks are given up oldest first."""
+    """Reference counts over `total` blocks. Remembered blocks are given up oldest first.
+
+    A draft model has a block of its own for each, under the same number; `drafted` ones it has computed.
+    """
 
     def __init__(self, total: int) -> None:
         self.total = total
@@ -19,6 +22,7 @@ class BlockPool:
         self._remembered: dict[int, None] = {}  # in order of release, oldest first
         self._findable: set[int] = set()
         self._forgotten: list[int] = []
+        self._drafted: set[int] = set()
 
     @property
     def free(self) -> int:
@@ -45,6 +49,7 @@ class BlockPool:
         for _ in range(count):
             block = self._free.pop() if self._free else self._forget_oldest()
             self._references[block] = 1
+            self._drafted.discard(block)
             taken.append(block)
         return taken
 
@@ -68,6 +73,14 @@ class BlockPool:
     def make_findable(self, block: int) -> None:
         """Keep the block's content when its last holder releases it."""
         self._findable.add(block)
+
+    def mark_drafted(self, block: int) -> None:
+        """The draft model has computed all tokens of a block, which stays so until it is taken again."""
+        self._drafted.add(block)
+
+    def drafted(self, block: int) -> bool:
+        """Whether the draft model has computed all tokens of a block, for whichever holder."""
+        return block in self._drafted
 
     def drain_forgotten(self) -> list[int]:
         """The blocks given up since the last call; whoever finds blocks by content must drop these."""

@@ -34,19 +34,19 @@ class Work(NamedTuple):
         work = cls()
         for row in rows:
             work = work.plus(row.start, len(row.tokens))
-            if row.drafts or row.guess:
+            if row.drafts or row.guess or row.behind:
                 work = work.with_drafts(len(row.drafts), row.guess, len(row.behind))
         return work
 
     def with_drafts(self, drafts: int, guesses: int = 0, behind: int = 0) -> Work:
-        """With so many drafts behind a row that is counted already, or as many that the draft model guesses
-        after it has computed the `behind` tokens that it lacks."""
+        """With so many drafts behind a row that is counted already, or as many that the draft model guesses,
+        after it has computed `behind` tokens; to do that alone it passes once."""
         return self._replace(
             read=self.read + drafts + guesses,
             drafts=self.drafts + drafts + guesses,
-            verifies=1,
-            rounds=max(self.rounds, guesses),
-            guesses=self.guesses + guesses + (behind if guesses else 0),
+            verifies=1 if drafts or guesses else self.verifies,
+            rounds=max(self.rounds, guesses, 1 if behind else 0),
+            guesses=self.guesses + guesses + behind,
         )
 
 
@@ -159,15 +159,16 @@ class CostModel:
 
     The coefficients are the prior's times factors that are fitted by least squares of relative errors, kept
     positive, and drawn towards one common factor as long as the steps do not tell them apart. Steps that
-    only decode, that verify drafts and that prefill are forgotten separately, so an hour of decoding does not
-    unlearn what a prefill costs. A step far off counts little. On top, one factor follows the device's pace.
+    only decode, that deal with drafts and that prefill are forgotten separately, so an hour of decoding does
+    not unlearn what a prefill costs. A step far off counts little. On top, one factor follows the device's
+    pace.
     """
 
     def __init__(self, prior: Costs = TYPICAL) -> None:
         self._prior = astuple(prior)
         self._factors = [1.0] * SIZE
         self._seen = [0] * SIZE  # measured steps that had each part
-        self._decodes, self._verifies, self._prefills = _Samples(), _Samples(), _Samples()
+        self._decodes, self._drafts, self._prefills = _Samples(), _Samples(), _Samples()
         self._pace = 1.0
         self.typical_error = 0.5  # of a prediction, relative: a running median
         self.steps = 0  # measured so far
@@ -187,7 +188,8 @@ class CostModel:
         self.steps += 1
         self._seen = [count + (part > 0.0) for count, part in zip(self._seen, parts, strict=True)]
         scale = max(seconds, fitted)  # relative errors, and a step that hung is not the measure of the rest
-        samples = self._prefills if work.tokens else self._verifies if work.verifies else self._decodes
+        drafts = work.verifies or work.rounds
+        samples = self._prefills if work.tokens else self._drafts if drafts else self._decodes
         samples.add([part / scale for part in parts], seconds / scale, weight)
         every = 1 if self.steps <= EAGER else REFIT_EVERY if self.steps <= SETTLED else REFIT_SETTLED_EVERY
         if self.steps % every == 0:
@@ -202,7 +204,7 @@ class CostModel:
 
     def _fit(self) -> None:
         """Minimise the weighted squares by coordinate descent, which keeps every factor positive."""
-        kinds = [kind.sums() for kind in (self._decodes, self._verifies, self._prefills)]
+        kinds = [kind.sums() for kind in (self._decodes, self._drafts, self._prefills)]
         targets = [sum(parts) for parts in zip(*(of for _, of in kinds), strict=True)]
         products = [
             [sum(parts) for parts in zip(*rows, strict=True)]

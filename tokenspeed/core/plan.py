@@ -33,9 +33,10 @@ class Row(NamedTuple):
     to and including the drafts, and is the same object from step to step until it grows. `score` asks for
     the log-probabilities of the tokens that follow each of `tokens` in the prompt (`targets`).
 
-    `guess` > 0: the backend's draft model finds that many drafts itself, after the row's one token, which is
-    on the host. It has computed the sequence up to position `start - len(behind)`, in the same blocks of a
-    pool of its own; `behind` are the tokens from there to `start`.
+    The backend's draft model has computed the sequence up to position `caught`, in the same blocks of a pool
+    of its own, and computes the tokens `behind` from there on, none of them at `start` or later. `guess` > 0:
+    `behind` ends at `start`, and then it finds that many drafts itself, after the row's one token, which is
+    on the host. With `guess` = 0 it only catches up, and `caught` matters only where there is a `behind`.
     """
 
     sequence: int
@@ -49,6 +50,7 @@ class Row(NamedTuple):
     score: int = 0  # alternatives wanted for each target
     guess: int = 0
     behind: tuple[int, ...] = ()
+    caught: int = 0
 
 
 class StepPlan(NamedTuple):

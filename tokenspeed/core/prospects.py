@@ -62,13 +62,12 @@ class Luck:
 class Prospects:
     """What one sequence's drafts come from, and how they did."""
 
-    __slots__ = ("computed", "found", "guessed", "patience", "source", "tried_at")
+    __slots__ = ("found", "guessed", "patience", "source", "tried_at")
 
     def __init__(self) -> None:
         self.source: Source | None = None
         self.found = Luck()
         self.guessed = Luck()
-        self.computed = 0  # tokens that the draft model has computed
         self.tried_at = 0  # tokens that there were when the draft model last guessed
         self.patience = 1  # tokens until it guesses again where its guesses have not paid
 

@@ -40,11 +40,18 @@ class Planning:
         self.rows.append(next_row(sequence, count, len(self.rows)))
 
     def carry(self, sequence: Sequence, carried: Carried) -> None:
-        """Let a sequence's row carry drafts, for which there are blocks."""
+        """Let a sequence's row carry drafts, for which there are blocks, or let the draft model catch up."""
         row = self.rows[sequence.row]
+        drafts, guess, behind = carried
         self.rows[sequence.row] = row._replace(
-            blocks=sequence.table, drafts=carried.drafts, guess=carried.guess, behind=carried.behind
+            blocks=sequence.table, drafts=drafts, guess=guess, behind=behind, caught=sequence.caught
         )
+        sequence.caught += len(behind)
+
+    def carries(self, sequence: Sequence) -> bool:
+        """Whether a sequence's row carries drafts, or is to guess some."""
+        row = self.rows[sequence.row]
+        return bool(row.drafts or row.guess)
 
     def used(self, costs: Costs) -> dict[str, float]:
         """Seconds that the rows of each account add to the step."""
@@ -80,7 +87,7 @@ def next_row(sequence: Sequence, count: int, index: int) -> Row:
         sequence.in_flight += 1
         sequence.row = index
     if not sequence.wants_scores:
-        return _new(Row, (sequence.id, start, tokens, sequence.table, draw, (), source, (), 0, 0, ()))
+        return _new(Row, (sequence.id, start, tokens, sequence.table, draw, (), source, (), 0, 0, (), 0))
     targets = sequence.request.prompt[start + 1 : stop + 1]
     wanted = sequence.request.prompt_logprobs or 0
     return Row(sequence.id, start, tokens, sequence.table, draw, (), source, targets, wanted)

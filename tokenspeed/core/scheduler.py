@@ -13,7 +13,7 @@ from types import MappingProxyType
 
 from tokenspeed.core.accounts import Account, FairShares
 from tokenspeed.core.admission import Admission, check_deadline
-from tokenspeed.core.carrying import carry_drafts, room_for_drafts
+from tokenspeed.core.carrying import carry_drafts, let_catch_up, room_for_drafts, take_carried
 from tokenspeed.core.costs import TYPICAL, CostModel, Costs, Work
 from tokenspeed.core.plan import Capacity, StepPlan, StepResult
 from tokenspeed.core.policy import POLICIES, Budget, SchedulerOptions, due, hurry, split, step_budget, yields
@@ -134,9 +134,10 @@ class Scheduler:
         planning = Planning()
         prefills, read = self._plan_decodes(planning)
         work = Work(len(planning.rows), read=read)
-        if self.speculation.active and not self._flight:
+        if self.speculation.active:
             room = room_for_drafts(self.options, work.rows, beside=bool(prefills or self._queues.waiting))
-            work = carry_drafts(planning, work, self.speculation, self.tables, self.costs.costs, room)
+            carry = let_catch_up if self._flight else carry_drafts
+            work = carry(planning, work, self.speculation, self.tables, self.costs.costs, room)
         if prefills or self._queues.waiting:
             for sequence, count in self._prefill_shares(prefills, work, now):
                 fitting = self._grow(sequence, count, planning.planned)
@@ -166,8 +167,8 @@ class Scheduler:
             sequence.computed += len(row.tokens)
             held = take_drafts(sequence, given) if len(given.tokens) > 1 else 0
             drafts_held += held
-            if row.drafts or row.guess:
-                speculation.count(row, given.guessed, held)
+            if row.drafts or row.guess or row.behind:
+                take_carried(sequence, row, given, held, speculation, self.tables)
             if (sequence.published + 1) * size <= sequence.computed:
                 self.tables.publish(sequence)
             if sequence.siblings and sequence.computed >= sequence.prompt_length - 1:
@@ -179,9 +180,8 @@ class Scheduler:
             learns = sequence.speculates and (sequence.prospects is not None or speculation.takes_more)
             if learns and row.draw is not None and sequence.epoch == epoch:
                 speculation.learn(sequence, row, given.guessed, held, held + 1)
-        if work.verifies:
-            self.speculation.waited(result.idle)
-            self.speculation.step(self.costs.costs, work, drafts_held)
+        if work.verifies or work.rounds:
+            speculation.step(self.costs.costs, work, drafts_held, result.idle)
         return events
 
     def fail(self, plan: StepPlan, error: str) -> list[Happening]:

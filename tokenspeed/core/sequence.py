@@ -11,13 +11,15 @@ class Sequence:
     """Choice `choice` of `request`: what is known, what is computed, and the blocks that hold it.
 
     A step lets `computed` catch up with `len(tokens)`; there is no other state. `planned` runs ahead of
-    `computed` by what is in flight, and `in_flight` counts the tokens that in-flight steps will sample.
+    `computed` by what is in flight, and `in_flight` counts the tokens that in-flight steps will sample. So
+    many tokens the draft model has `caught` up with, the steps in flight included.
     A result that was planned in another `epoch` is of a past life (before a preemption or the end).
     """
 
     __slots__ = (
         "blocks",
         "cached",
+        "caught",
         "choice",
         "computed",
         "due",
@@ -76,14 +78,13 @@ class Sequence:
         self.epoch += 1
         self.computed = 0
         self.planned = 0
+        self.caught = 0
         self.in_flight = 0
         self.blocks: list[int] = []
         self.table: tuple[int, ...] = ()
         self.published = 0  # of its blocks, how many others may find
         self.node = ROOT
         self.scoring: list[TokenLogprob] = []  # log-probabilities of the prompt so far
-        if self.prospects is not None:
-            self.prospects.computed = 0
 
     @property
     def pending(self) -> int:

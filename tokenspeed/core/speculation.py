@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from tokenspeed.core import sequence as core
+from tokenspeed.core.choosing import Offer, Room, Terms
 from tokenspeed.core.costs import Costs, Work
 from tokenspeed.core.families import Families
 from tokenspeed.core.lookup import LONGEST, Lookup
@@ -29,8 +30,10 @@ PROBE_EVERY = (
 LIKELY = 0.5
 PROBED = 4  # drafts
 SILENT = 16  # rows in a row without a draft, after which the draft model is taken to have failed
-CATCH_UP = 32  # tokens over which the draft model's delay is spread
+SOON = 8  # tokens that a sequence may be expected to get still, however few it has
+CATCH_UP = 32  # tokens that the draft model may lack where drafts are sent to learn what they cost
 ASKED = 2  # offers that are weighed in a step, on average, as long as none pays
+CURIOUS = 0.1  # of the time since guesses were last tried, catching up may take for trying them in any case
 # Looking up takes the loop so long for a sequence and a token, and in other answers as well twice that; more
 # than a share of a step would be felt.
 TRACKING_SECONDS = 8e-6
@@ -52,24 +55,11 @@ class SpeculationOptions:
     other_answers: bool = option(False)  # are looked in as well, of requests that begin alike
 
 
-class Offer(NamedTuple):
-    """A row that could carry drafts: `chances[j]` that the first j + 1 of them hold."""
-
-    sequence: core.Sequence
-    chances: list[float]
-    guessed: bool  # by the draft model, which lacks `behind` tokens
-    behind: int = 0
-
-
-class Room(NamedTuple):
-    """How long a step with drafts may take at most, in seconds, and how many there may be."""
-
-    seconds: float
-    drafts: float
-
-
 class Carried(NamedTuple):
-    """What a row carries: drafts that were looked up, or how many the draft model guesses behind `behind`."""
+    """What a row carries: drafts that were looked up, or how many the draft model guesses behind `behind`.
+
+    With no `guess` it only computes `behind`, so that it can guess later.
+    """
 
     drafts: tuple[int, ...] = ()
     guess: int = 0
@@ -101,10 +91,12 @@ class Speculation:
         options: SpeculationOptions,
         *,
         guesses: bool = False,
+        guesses_penalised: bool = True,
         look_up: Callable[[Iterable[int]], Source] = Lookup,
         failed: Callable[[Exception], None] = lambda error: None,
     ) -> None:
-        """`guesses`: the backend has a draft model. `failed` is told why a source is used no more."""
+        """`guesses`: the backend has a draft model; `guesses_penalised`: also for draws that look at the
+        tokens before them. `failed` is told why a source is used no more."""
         self.counts = Counts()
         self._options = options
         self._look_up = look_up if options.drafter in ("auto", LOOKUP) else None
@@ -112,6 +104,7 @@ class Speculation:
         self._tracking = TRACKING_SECONDS * (1 if self._families is None else 2)
         self._failed = failed
         self.guesses = guesses and options.drafter in ("auto", MODEL)
+        self._guesses_penalised = guesses_penalised
         self._found = [Outcome(chance) for chance in FOUND]
         self._class = [max(n for n, least in enumerate(CLASSES) if least <= c) for c in range(LONGEST + 1)]
         self._guessed = [Outcome(GUESSED) for _ in range(options.most_drafts)]
@@ -125,6 +118,7 @@ class Speculation:
         self._silent = 0  # rows in a row that the draft model found nothing for
         self._unpaid = 0  # steps in which drafts were likely, and not sent
         self._probing = False
+        self._left_behind: list[core.Sequence] = []  # that the draft model is to catch up with
 
     @property
     def active(self) -> bool:
@@ -164,12 +158,11 @@ class Speculation:
         self._most_tracked = int(share * seconds / self._tracking)  # none, where steps are that short
         self.takes_more = self.guesses or (self._look_up is not None and self._tracked < self._most_tracked)
 
-    def waited(self, seconds: float) -> None:
-        """The device waited so long for a step that carries drafts."""
-        self._gap += (min(seconds, 10.0 * self._gap) - self._gap) / GAP_MEMORY
-
-    def step(self, costs: Costs, work: Work, held: int) -> None:
-        """A step with drafts was done, of which so many held."""
+    def step(self, costs: Costs, work: Work, held: int, idle: float) -> None:
+        """A step was done with drafts, of which so many held, and for which the device waited `idle` seconds,
+        or one in which the draft model caught up."""
+        if work.verifies:
+            self._gap += (min(idle, 10.0 * self._gap) - self._gap) / GAP_MEMORY
         plain = costs.seconds(work._replace(drafts=0, verifies=0, rounds=0, guesses=0))
         spent, saved = costs.seconds(work) - plain, held * plain / max(work.rows, 1)
         self.counts.spent += spent
@@ -212,7 +205,6 @@ class Speculation:
             self.guesses = False
             self.counts.failures += 1
         prospects.guesses_held(row.start + 1, held)
-        prospects.computed = row.start + 1 + min(held, max(count - 1, 0))
         for position in range(min(held + 1, count)):
             outcome = self._guessed[position]
             prospects.guessed.learn(position < held, outcome.chance)
@@ -235,12 +227,11 @@ class Speculation:
             self._skipped += 1
             return False
         ahead = [s for s in running if s.in_flight and s.pending == 1]
-        offers = [offer for s in ahead if (s.foretold or self.guesses) and (offer := self._offer(s, 1))]
-        self._skipped = self._skips = 0
-        if not offers:
-            return False
         work = Work(len(ahead), read=sum([s.planned + 1 for s in ahead]))
-        if self._chosen(offers, costs, work, room):
+        terms = Terms(costs, work, room, self._gap)
+        offers = self._offers(ahead, 1, terms)
+        self._skipped = self._skips = 0
+        if self._chosen(offers, terms):
             return True
         self._skips = len(offers) // ASKED  # it takes the longer the more there are
         return False
@@ -249,21 +240,26 @@ class Speculation:
         self, ready: Iterable[core.Sequence], costs: Costs, work: Work, room: Room
     ) -> list[tuple[core.Sequence, Carried]]:
         """What the rows of these sequences, whose tokens are all known, carry in a step of that `work`."""
-        offers = [offer for s in ready if (s.foretold or self.guesses) and (offer := self._offer(s, 0))]
-        if not offers:
-            return []
+        terms = Terms(costs, work, room, self._gap)
         found = []
-        for offer, count in self._chosen(offers, costs, work, room):
+        for offer, count in self._chosen(self._offers(ready, 0, terms), terms):
             sequence, prospects = offer.sequence, offer.sequence.prospects
             if prospects is None:
                 continue
             if offer.guessed:
-                behind = tuple(sequence.tokens[prospects.computed : -1])
+                behind = tuple(sequence.tokens[sequence.caught : -1])
                 found.append((sequence, Carried(guess=count, behind=behind)))
             elif drafts := self._proposed(prospects, count):
                 found.append((sequence, Carried(drafts)))
         self._probing = False
         return found
+
+    def left_behind(self) -> list[core.Sequence]:
+        """Those whose guesses would pay, as far as was seen last, if the draft model had caught up with them:
+        who lacks least comes first, for that is what gives guesses soonest."""
+        if not (self.guesses and self._left_behind):
+            return []
+        return sorted(self._left_behind, key=lambda s: len(s.tokens) - s.caught)
 
     def _proposed(self, prospects: Prospects, count: int) -> tuple[int, ...]:
         try:
@@ -273,7 +269,15 @@ class Speculation:
             self._give_up(error)
             return ()
 
-    def _offer(self, sequence: core.Sequence, ahead: int) -> Offer | None:
+    def _offers(self, sequences: Iterable[core.Sequence], ahead: int, terms: Terms) -> list[Offer]:
+        guesses = self.guesses
+        return [
+            offer
+            for s in sequences
+            if (s.foretold or guesses) and (offer := self._offer(s, ahead, terms)) is not None
+        ]
+
+    def _offer(self, sequence: core.Sequence, ahead: int, terms: Terms) -> Offer | None:
         """What it could carry in a row behind `ahead` tokens that are not here yet."""
         prospects = sequence.prospects
         known = len(sequence.tokens) + ahead
@@ -283,19 +287,34 @@ class Speculation:
             most = min(most, early - 1)  # all that a row draws is bound by the same rules
         if prospects is None or most <= 0 or not sequence.speculates:
             return None
+        guesses = self.guesses and (self._guesses_penalised or not sequence.penalised)
         if sequence.foretold and self._look_up is not None:
             chances = self._found_chances(prospects, sequence.foretold, ahead + most)[ahead:]
-            if not self.guesses or chances[0] >= self._guessed[0].chance:
+            if not guesses or chances[0] >= self._guessed[0].chance:
                 return Offer(sequence, chances, False)
-        if not self.guesses:
-            return None
-        least = GUESSED if known - prospects.tried_at >= prospects.patience else 0.0
+        return self._guess_offer(sequence, prospects, known, most, terms) if guesses else None
+
+    def _guess_offer(
+        self, sequence: core.Sequence, prospects: Prospects, known: int, most: int, terms: Terms
+    ) -> Offer:
+        """Guesses behind so many tokens. A sequence may be expected to go on for about as long as it has, so
+        a short answer to a long prompt never pays for catching up, and a long one does early enough."""
+        behind = known - 1 - sequence.caught
+        share = 0.0
+        if behind:
+            tokens = min(max(SOON, known - sequence.prompt_length), sequence.limit - known)
+            share = terms.share(behind, tokens)
+        least = 0.0
+        if known - prospects.tried_at >= prospects.patience:
+            since = known - max(prospects.tried_at, sequence.prompt_length)
+            if behind <= terms.reach or terms.share(behind, since) * terms.rate <= CURIOUS:
+                least = GUESSED  # whatever luck it has had, and others
         factor, held, chances = prospects.guessed.factor, 1.0, []
         for outcome in self._guessed[:most]:
             held *= min(SURE, max(outcome.chance * factor, least))
             chances.append(held)
             least = 0.0  # one is enough to see
-        return Offer(sequence, chances, True, known - 1 - prospects.computed)
+        return Offer(sequence, chances, True, behind, share)
 
     def _found_chances(self, prospects: Prospects, common: int, count: int) -> list[float]:
         factor, held, chances = prospects.found.factor, 1.0, []
@@ -306,69 +325,31 @@ class Speculation:
             chances.append(held)
         return chances
 
-    def _chosen(self, offers: list[Offer], costs: Costs, work: Work, room: Room) -> list[tuple[Offer, int]]:
+    def _chosen(self, offers: list[Offer], terms: Terms) -> list[tuple[Offer, int]]:
+        """The offers that are sent, with how many drafts of each. Notes who is left behind."""
+        least = GAIN * terms.rate
+        if not offers:
+            self._left_behind = []
+            return []
         if self._options.control == "always":
-            return _first(offers, room.drafts)
+            counts = terms.most(offers)
+            sent = [(offer, count) for offer, count in zip(offers, counts, strict=True) if count]
+            self._left_behind = [offer.sequence for offer in offers if offer.behind > terms.reach]
+            return sent
         if self._probing:
-            likely = max(offers, key=lambda offer: offer.chances[0])
-            return [(likely, min(PROBED, len(likely.chances)))]
-        rounds = max((len(offer.chances) for offer in offers if offer.guessed), default=0)
-        plain = costs.seconds(work)
-        best, chosen = GAIN * max(work.rows, 1) / plain, None
-        for count in range(rounds + 1):
-            rate, counts = self._filled(offers, costs, work, count, room, best)
-            if rate > best:
-                best, chosen = rate, counts
-        if chosen is not None:
-            return [(offer, count) for offer, count in zip(offers, chosen, strict=True) if count]
+            return [self._probe(offers)]
+        best, counts = terms.best(offers, least)
+        self._left_behind = [offer.sequence for offer in terms.left_behind(offers, counts, best)]
+        if any(counts):
+            return [(offer, count) for offer, count in zip(offers, counts, strict=True) if count]
         hopeful = [offer for offer in offers if offer.chances[0] >= LIKELY and offer.behind <= CATCH_UP]
         self._unpaid += bool(hopeful)
         if hopeful and self._unpaid % PROBE_EVERY == 0:
             self._probing = True
-            return self._chosen(hopeful, costs, work, room)
+            return [self._probe(hopeful)]
         return []
 
-    def _filled(
-        self, offers: list[Offer], costs: Costs, work: Work, rounds: int, room: Room, best: float
-    ) -> tuple[float, list[int]]:
-        """Tokens a second with so many rounds of the draft model, and the drafts of each offer: those most
-        likely to hold first, as long as each makes the step give more tokens a second.
-
-        What is worth less than `best` tokens a second cannot be part of anything better than that.
-        """
-        looked_up, guessed = costs.draft + costs.read, costs.draft + costs.read + costs.guess
-        ranked = []
-        for n, offer in enumerate(offers):
-            least = best * (guessed if offer.guessed else looked_up)
-            for draft, chance in enumerate(offer.chances[:rounds] if offer.guessed else offer.chances):
-                if chance < least:
-                    break
-                ranked.append((-chance, n, draft))
-        ranked.sort()
-        took = costs.seconds(work) + costs.verify + rounds * costs.round + self._gap
-        tokens, late, sent, counts = float(max(work.rows, 1)), 0.0, 0, [0] * len(offers)
-        for unlikely, n, draft in ranked:
-            offer = offers[n]
-            delay = costs.guess * offer.behind if draft == 0 else 0.0
-            own = (guessed if offer.guessed else looked_up) + delay / CATCH_UP
-            if counts[n] < draft or -unlikely * took < tokens * own:
-                continue
-            if sent >= room.drafts or took + late + own + delay > room.seconds:
-                continue
-            sent += 1
-            counts[n] += 1
-            took += own
-            late += delay
-            tokens -= unlikely
-        return (tokens / took if sent else 0.0), counts
-
-
-def _first(offers: list[Offer], most: float) -> list[tuple[Offer, int]]:
-    """As many drafts of each as there may be."""
-    found = []
-    for offer in offers:
-        count = int(min(len(offer.chances), most))
-        if count > 0:
-            found.append((offer, count))
-            most -= count
-    return found
+    def _probe(self, offers: list[Offer]) -> tuple[Offer, int]:
+        """The likeliest drafts, whether they pay or not."""
+        likely = max(offers, key=lambda offer: offer.chances[0])
+        return likely, min(PROBED, len(likely.chances))

@@ -46,6 +46,7 @@ class BlockTables:
         sequence.computed = sequence.planned = len(blocks) * self.block_size
         sequence.published = len(blocks)
         sequence.node = node
+        self.follow(sequence)
         return True
 
     def missing(self, sequence: Sequence, count: int) -> int:
@@ -77,13 +78,28 @@ class BlockTables:
                     self.pool.make_findable(block)
             sequence.published += 1
 
+    def caught_up(self, sequence: Sequence, since: int, until: int) -> None:
+        """The draft model has computed the tokens from `since` until `until`, behind all before them."""
+        sequence.caught = max(sequence.caught, until)
+        for block in sequence.blocks[since // self.block_size : until // self.block_size]:
+            self.pool.mark_drafted(block)
+
+    def follow(self, sequence: Sequence) -> None:
+        """Let the draft model pass over what it has computed already, for others that share the blocks."""
+        blocks, size = sequence.blocks, self.block_size
+        while (at := sequence.caught // size) < len(blocks) and self.pool.drafted(blocks[at]):
+            sequence.caught = (at + 1) * size
+
     def check(self, holders: Collection[Sequence]) -> None:
         """Raise AssertionError unless every block is accounted for, and its holders are those."""
         pool = self.pool
         held = Counter(block for sequence in holders for block in sequence.blocks)
         assert pool.free + pool.held + pool.remembered == pool.total
         assert all(pool.references(block) == held[block] for block in range(pool.total))
-        assert all(self.to_hold(s.planned) <= len(s.blocks) == len(s.table) for s in holders)
+        for s in holders:
+            assert self.to_hold(s.planned) <= len(s.blocks) == len(s.table)
+            assert s.caught <= s.planned
+            assert not any(map(pool.drafted, s.blocks[s.computed // self.block_size :]))
 
     def _shared(self, sequence: Sequence) -> tuple[list[int], int]:
         if sequence.wants_scores:

@@ -24,6 +24,7 @@ _MIX = np.uint64(0xBF58476D1CE4E5B9)
 _SHIFT = np.uint64(31)
 _EMPTY = np.uint64(0)
 Hashes = NDArray[np.uint64]
+LOST = "the draft model has not computed the sequence up to where the row says"
 
 
 def _mix(values: Hashes) -> Hashes:
@@ -132,6 +133,7 @@ class SimBackend:
             future.set_result(StepResult(tuple([_said(row, says) for row in plan.rows]), seconds))
             return
         self._check_writes(plan)
+        lost = [not self._caught_up(row) for row in plan.rows]
         guessed = [self._guess(row) for row in plan.rows]
         rows = [
             row._replace(drafts=drafts) if row.guess else row
@@ -139,8 +141,8 @@ class SimBackend:
         ]
         inputs = [self._write(row) for row in rows]  # all rows write before any attends, as on a device
         results = tuple(
-            self._row(row, tokens)._replace(guessed=drafts)
-            for row, tokens, drafts in zip(rows, inputs, guessed, strict=True)
+            RowResult(error=LOST) if astray else self._row(row, tokens)._replace(guessed=drafts)
+            for row, tokens, drafts, astray in zip(rows, inputs, guessed, lost, strict=True)
         )
         self._last = [result.tokens[0] if result.tokens else 0 for result in results]
         future.set_result(StepResult(results, seconds))
@@ -150,6 +152,9 @@ class SimBackend:
         size = self._capacity.block_size
         written: set[int] = set()
         for row in plan.rows:
+            reached = row.caught + len(row.behind)
+            if reached > row.start or (row.guess and reached < row.start):
+                raise RuntimeError(f"step {plan.number}: the draft model is to catch up beyond its row")
             stop = row.start + len(row.tokens) + len(row.drafts) + row.guess
             if stop > len(row.blocks) * size:
                 raise RuntimeError(f"step {plan.number}: a row's blocks do not cover its drafts")
@@ -170,17 +175,24 @@ class SimBackend:
         self._pool[self._slots(row, row.start, stop)] = _slot_values(written, row.start)
         return tokens
 
+    def _caught_up(self, row: Row) -> bool:
+        """Let the draft model compute what the row says it lacks; whether it then has all of the sequence up
+        to there, and nothing else."""
+        if not (row.guess or row.behind):
+            return True
+        reached = row.caught + len(row.behind)
+        behind = np.array(row.behind, np.int64)
+        self._draft_pool[self._slots(row, row.caught, reached)] = _slot_values(behind, row.caught)
+        before = self._slots(row, 0, reached)
+        return np.array_equal(self._draft_pool[before], self._pool[before])
+
     def _guess(self, row: Row) -> tuple[int, ...]:
-        """What the draft model makes of a row that asks it, once it has computed what it lacked."""
+        """What the draft model makes of a row that asks it, which it has caught up with."""
         if not row.guess or row.draw is None:
             return ()
-        first = row.start - len(row.behind)
-        lacked = np.array(row.behind + row.tokens, np.int64)
-        self._draft_pool[self._slots(row, first, row.start + 1)] = _slot_values(lacked, first)
-        before = self._slots(row, 0, row.start)
-        if not np.array_equal(self._draft_pool[before], self._pool[before]):
-            raise RuntimeError("the draft model has computed something else than the sequence")
-        context, right = self._pool[before], list(row.tokens)
+        token = np.array(row.tokens, np.int64)
+        self._draft_pool[self._slots(row, row.start, row.start + 1)] = _slot_values(token, row.start)
+        context, right = self._pool[self._slots(row, 0, row.start)], list(row.tokens)
         for ahead in range(row.guess):
             token = np.array([right[-1]], np.int64)
             context = np.append(context, _slot_values(token, row.start + ahead))
