@@ -213,6 +213,72 @@ def test_who_was_left_behind_gets_the_drafts_of_who_kept_up(tiny: Any, new: int)
     assert caught_up.guessed == other.continued(known, GREEDY, 4)
 
 
+def catching_up(tiny: Any, prompt: Sequence[int], known: Sequence[int], caught: int, reached: int) -> Row:
+    """The next row of a sequence, with which the draft model only catches up that far."""
+    behind = tuple(known[caught:reached])
+    return asking(tiny, GREEDY, prompt, known, 0, 0)._replace(behind=behind, caught=caught)
+
+
+@pytest.mark.parametrize("cuts", [(1,), (5, 6), (3, 8, 17, 22)])
+def test_who_was_caught_up_with_in_chunks_gets_the_drafts_of_who_was_at_once(
+    tiny: Any, cuts: tuple[int, ...]
+) -> None:
+    other, prompt = similar(tiny), PROMPTS[2]
+    spied = Spied(other.decoder())
+    executor = executor_of(tiny, draft_of(tiny, spied))
+    run(executor, Row(0, 0, prompt[:-1], blocks_of(0), None))
+    known, caught = list(prompt), 0
+    for reached in cuts:
+        [result] = run(executor, catching_up(tiny, prompt, known, caught, reached))
+        assert result.guessed == ()
+        known += result.tokens
+        caught = reached
+    [result] = run(executor, asking(tiny, GREEDY, prompt, known, 4, caught))
+    assert result.guessed == other.continued(known, GREEDY, 4)
+    assert tuple(known) == (*prompt, *tiny.continued(prompt, GREEDY, len(cuts)))
+    chunks = [reached - before for before, reached in zip((0, *cuts), cuts, strict=False)]
+    assert [len(batch.tokens) for batch in spied.batches[: len(cuts)]] == chunks
+
+
+def test_rows_that_are_caught_up_with_share_the_first_pass_of_those_that_guess(tiny: Any) -> None:
+    other = similar(tiny)
+    spied = Spied(other.decoder())
+    executor = executor_of(tiny, draft_of(tiny, spied))
+    first, second = PROMPTS[0], PROMPTS[2]
+    run(executor, Row(0, 0, first[:-1], blocks_of(0), None), Row(1, 0, second[:-1], blocks_of(1), None))
+    late = catching_up(tiny, second, second, 0, 9)._replace(sequence=1, blocks=blocks_of(1))
+    guessed, plain = run(executor, asking(tiny, GREEDY, first, first, 3, 0), late)
+    assert guessed.guessed == other.continued(first, GREEDY, 3)
+    assert plain == RowResult(tiny.continued(second, GREEDY, 1))
+    assert [len(batch.tokens) for batch in spied.batches] == [len(first) + 9, 1, 1]
+
+
+def test_a_row_whose_token_is_on_the_device_can_be_caught_up_with(tiny: Any) -> None:
+    other, prompt = similar(tiny), PROMPTS[0]
+    executor = executor_of(tiny, draft_of(tiny, other.decoder()))
+    [first] = run(executor, Row(0, 0, prompt, blocks_of(0), tiny.draw(GREEDY, prompt, prompt)))
+    row = catching_up(tiny, prompt, [*prompt, *first.tokens], 0, len(prompt))
+    [second] = run(executor, row._replace(tokens=(0,), source=0))
+    known = [*prompt, *first.tokens, *second.tokens]
+    assert tuple(known[len(prompt) :]) == tiny.continued(prompt, GREEDY, 2)
+    [third] = run(executor, asking(tiny, GREEDY, prompt, known, 4, len(prompt)))
+    assert third.guessed == other.continued(known, GREEDY, 4)
+
+
+def test_a_draft_model_catches_up_as_far_as_its_context_goes(tiny: Any) -> None:
+    prompt, spied = PROMPTS[2], Spied(tiny.decoder())
+    executor = executor_of(tiny, Draft(spied, tiny.vocab, 10))
+    run(executor, Row(0, 0, prompt[:-1], blocks_of(0), None))
+    for row in (
+        catching_up(tiny, prompt, prompt, 0, 7),
+        asking(tiny, GREEDY, prompt, prompt, 4, 7),
+        catching_up(tiny, prompt, prompt, 12, 20),
+    ):
+        [result] = run(executor, row)
+        assert result == RowResult(tiny.continued(prompt, GREEDY, 1))
+    assert [len(batch.tokens) for batch in spied.batches] == [7, 3]
+
+
 def test_rows_that_ask_for_more_less_and_nothing_share_a_step(tiny: Any) -> None:
     spied = Spied(similar(tiny).decoder())
     executor = executor_of(tiny, draft_of(tiny, spied))

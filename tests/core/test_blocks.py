@@ -18,6 +18,7 @@ class Books(RuleBasedStateMachine):
         self.pool = BlockPool(12)
         self.held: list[list[int]] = []
         self.findable: set[int] = set()
+        self.drafted: set[int] = set()
 
     @rule(target=tables, count=st.integers(0, 5))
     def take(self, count: int) -> object:
@@ -27,9 +28,16 @@ class Books(RuleBasedStateMachine):
             return multiple()
         table = self.pool.take(count)
         self.findable -= set(self.pool.drain_forgotten())
+        self.drafted -= set(table)
         assert not self.findable & set(table), "a block that can be found was handed out"
         self.held.append(table)
         return table
+
+    @rule(table=tables)
+    def draft(self, table: list[int]) -> None:
+        for block in table[:2]:
+            self.pool.mark_drafted(block)
+            self.drafted.add(block)
 
     @rule(target=tables, table=tables)
     def share(self, table: list[int]) -> list[int]:
@@ -58,6 +66,7 @@ class Books(RuleBasedStateMachine):
         assert pool.remembered == len(self.findable - used)
         for block in range(pool.total):
             assert pool.references(block) == sum(table.count(block) for table in self.held)
+            assert pool.drafted(block) == (block in self.drafted)
 
 
 TestBooks = Books.TestCase

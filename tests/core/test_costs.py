@@ -143,3 +143,12 @@ def test_one_slow_step_with_drafts_among_many_without_is_not_believed_of_each_of
     for _ in range(40):
         model.observe(later, costs.seconds(later))
     assert model.costs.seconds(later) == pytest.approx(costs.seconds(later), rel=0.1)
+
+
+def test_a_row_with_which_the_draft_model_catches_up_takes_a_pass_of_it_and_verifies_nothing() -> None:
+    late = Row(0, 50, (1,), (0, 1, 2, 3), None, behind=(5,) * 20, caught=7)
+    guessing = Row(1, 9, (1,), (4,), None, guess=3, behind=(5, 5), caught=7)
+    plain = Work.of([late._replace(behind=())])
+    assert Work.of([late]) == plain._replace(rounds=1, guesses=20)
+    both = Work.of([late, guessing])
+    assert (both.rounds, both.guesses, both.drafts, both.verifies) == (3, 25, 3, 1)
