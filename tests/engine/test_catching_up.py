@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -199,6 +200,18 @@ def test_blocks_that_have_held_something_else_are_caught_up_with_anew() -> None:
             assert drafted(server.backend.plans[before:])[0].caught == finished.cached_tokens
 
     run(main())
+
+
+@pytest.mark.parametrize("prefix_cache", [True, False])
+def test_who_lost_its_blocks_is_caught_up_with_as_far_as_they_are_lost(prefix_cache: bool) -> None:
+    """Two sequences that do not fit beside one another until their ends."""
+    server = server_of(blocks=60, prefix_cache=prefix_cache)
+    answered(server, *[request(f"r{n}", (n, *PROMPT[:199]), 500) for n in range(2)])
+    assert server.scheduler.preemptions > 0
+    rows = [row for row in drafted(server.backend.plans) if row.sequence == 2]
+    again = [row for before, row in pairwise(rows) if row.caught < before.caught]
+    assert again
+    assert {row.sequence for row in drafted(server.backend.plans) if row.guess} == {1, 2}
 
 
 @pytest.mark.parametrize("run_ahead", [0, 1])

@@ -217,9 +217,10 @@ class CostModel:
                 factors[i] = common
         rows = [(i, [(j, products[i][j]) for j in seen if j != i], products[i][i]) for i in seen]
         doubts = [PRIOR_STEPS / max(count, 1) for count in self._seen]
+        sums = [sum(row) for row in products]
         for _ in range(SWEEPS):
             for i, row, own in rows:
                 others = sum([product * factors[j] for j, product in row])
-                ridge = doubts[i] * own + 1e-9  # of its own size: much that is known of one proves no other
+                ridge = doubts[i] * sums[i] + 1e-9
                 best = (targets[i] - others + ridge * common) / (own + ridge)
                 factors[i] = max(LEAST * common, best)

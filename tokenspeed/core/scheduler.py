@@ -123,7 +123,7 @@ class Scheduler:
         for s in running:
             assert s.computed <= s.planned <= len(s.tokens) + s.in_flight
             assert len(s.tokens) + s.in_flight <= s.limit
-        assert not any(s.blocks or s.computed for s in self._queues.waiting)
+        assert not any(s.blocks or s.computed or s.caught for s in self._queues.waiting)
 
     # -- a step -------------------------------------------------------------------------------------
 
