@@ -99,7 +99,16 @@ def given(rows: int, context: int, drafts: int, block_size: int) -> Callable[[in
 def guessed(rows: int, context: int, drafts: int, block_size: int, lacking: int) -> Callable[[int], StepPlan]:
     """Rows whose drafts the draft model finds, after it has computed the tokens that it lacks."""
     behind = (5,) * lacking
-    return lambda number: _drafted(number, rows, context, block_size, drafts, guess=drafts, behind=behind)
+    return lambda number: _drafted(
+        number,
+        rows,
+        context,
+        block_size,
+        drafts,
+        guess=drafts,
+        behind=behind,
+        caught=context + number - lacking,
+    )
 
 
 def _drafted(number: int, rows: int, context: int, block_size: int, most: int, **carried: Any) -> StepPlan:
@@ -147,7 +156,7 @@ def lines(folder: str, overrides: list[str]) -> Iterator[str]:
             )
     for rows, context, drafts in VERIFIES:
         plans = {"drafts given": given(rows, context, drafts, size)}
-        if computing.guesses:
+        if computing.guess_context:
             plans |= {
                 "drafts guessed": guessed(rows, context, drafts, size, 0),
                 "drafts guessed, one token behind": guessed(rows, context, drafts, size, 1),

@@ -85,7 +85,11 @@ def build(
         accounts=accounts_of(config),
         prior=computing.prior,
         speculation=Speculation(
-            config.speculation, guesses=computing.guesses, failed=_tell_of_a_failed_drafter
+            config.speculation,
+            guesses=computing.guess_context > 0,
+            guesses_penalised=computing.guesses_penalised,
+            guess_context=computing.guess_context,
+            failed=_tell_of_a_failed_drafter,
         ),
     )
     # uvloop's own clock counts whole milliseconds, too coarse for gaps between tokens.

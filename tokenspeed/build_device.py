@@ -65,8 +65,9 @@ class Computing:
     """What computes, ready to serve.
 
     `figures` say what its steps could take at best, where that is known; `lead` is how many seconds before
-    the end of a step the next one is to be planned, so that the device need not wait for it. `guesses`: it
-    has a draft model, so rows may ask it for drafts.
+    the end of a step the next one is to be planned, so that the device need not wait for it. `guess_context`:
+    it has a draft model, which rows of up to so many tokens may ask for drafts; 0: it has none.
+    `guesses_penalised`: also for draws that look at the tokens before them.
     """
 
     backend: Backend
@@ -76,7 +77,8 @@ class Computing:
     prior: Costs
     figures: DeviceFigures | None
     lead: float
-    guesses: bool
+    guess_context: int
+    guesses_penalised: bool
 
 
 def build_computing(
@@ -128,7 +130,17 @@ def _on_cpu(config: Config, checkpoint: Checkpoint, name: str, *, stage: Stage, 
     backend = CpuBackend(
         chosen.decoder, capacity, vocab_size=spec.vocab_size, threads=_threads(config), draft=draft
     )
-    return Computing(backend, capacity, spec, defaults, prior, None, lead=0.0, guesses=draft is not None)
+    return Computing(
+        backend,
+        capacity,
+        spec,
+        defaults,
+        prior,
+        None,
+        lead=0.0,
+        guess_context=draft.max_context if draft else 0,
+        guesses_penalised=True,
+    )
 
 
 def _threads(config: Config) -> int:
@@ -237,8 +249,17 @@ def _on_gpu(
         most = config.speculation.most_drafts
         drafting = DraftNetwork(networks[1], chosen[1].ops, networks[1].bounds.context, most)
     backend = CudaBackend(_stepper(config, networks[0], chosen, drafting), capacity)
-    guesses = draft is not None
-    return Computing(backend, capacity, spec, defaults, prior, figures, lead=LEAD_SECONDS, guesses=guesses)
+    return Computing(
+        backend,
+        capacity,
+        spec,
+        defaults,
+        prior,
+        figures,
+        lead=LEAD_SECONDS,
+        guess_context=drafting.max_context if drafting else 0,
+        guesses_penalised=False,  # it has no drafts on the host, to count them
+    )
 
 
 def _placed(

@@ -50,12 +50,13 @@ class Answer:
         self.caught = caught  # tokens that the draft model has computed
         self.guessed: list[int] = []  # how many of each row held
 
-    def row(self, guess: int) -> Row:
+    def row(self, guess: int, late: int = 0) -> Row:
+        """That asks for so many drafts, or else lets the draft model catch up by `late` tokens."""
         start = len(self.known) - 1
         draw = self.tiny.draw(self.sampling, self.prompt, self.known)
-        behind = tuple(self.known[self.caught : start]) if guess else ()
-        token = self.known[start]
-        return Row(self.number, start, (token,), blocks_of(self.number), draw, guess=guess, behind=behind)
+        end = start if guess else min(start, self.caught + late)
+        row = Row(self.number, start, (self.known[start],), blocks_of(self.number), draw, guess=guess)
+        return row._replace(behind=tuple(self.known[self.caught : end]), caught=self.caught)
 
     def take(self, row: Row, result: RowResult) -> None:
         assert result.error is None
@@ -65,6 +66,8 @@ class Answer:
         if row.guess:
             self.caught = row.start + 1 + min(held, len(result.guessed) - 1)
             self.guessed.append(held)
+        else:
+            self.caught += len(row.behind)
         self.known += result.tokens
 
 
@@ -126,6 +129,28 @@ def test_rows_that_ask_for_other_numbers_or_none_beside_each_other_get_what_they
         assert tuple(answer.known[len(answer.prompt) :][:NEW]) == expected
     if stepper.passes.graphs is not None:
         assert any(shape.few for shape in stepper.passes.graphs.replayed)  # type: ignore[attr-defined]
+
+
+def test_the_draft_model_may_catch_up_in_chunks_beside_rows_that_guess(
+    tiny: Tiny, draft: Tiny, make_stepper: MakeStepper
+) -> None:
+    stepper = make_stepper(BOUNDS, draft)
+    late, guessing = Answer(tiny, 2, GREEDY), Answer(tiny, 0, SAMPLINGS[1])
+    compute_prompts(stepper, late, guessing)
+    for turn in range(8):
+        rows = [late.row(0, late=5), guessing.row(2)] if turn % 2 else [late.row(0, late=1)]
+        results = run(stepper, *rows)
+        late.take(rows[0], results[0])
+        if turn % 2:
+            guessing.take(rows[1], results[1])
+    assert late.caught == 24  # all of it but what came since
+    row, known = late.row(4), tuple(late.known)
+    [result] = run(stepper, row)
+    assert result.guessed == draft.continued(known, GREEDY, 4)
+    assert tuple(late.known[23:]) == tiny.continued(late.prompt, GREEDY, 8)
+    new = len(guessing.known) - len(guessing.prompt)
+    expected = tiny.continued(guessing.prompt, guessing.sampling, new)
+    assert tuple(guessing.known[len(guessing.prompt) :]) == expected
 
 
 def test_drafts_end_where_the_draft_models_context_does(

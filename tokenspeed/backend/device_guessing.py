@@ -122,12 +122,14 @@ class DeviceGuesser:
         known = tokens - 2  # and two that it guesses behind
         for lacking in (known, 1, 0):
             draw = Draw(Sampling(temperature=0.0), 0, known + 1)
-            self._enqueue([Row(0, known, (0,), blocks, draw, guess=2, behind=(0,) * lacking)])
+            behind = (0,) * lacking
+            row = Row(0, known, (0,), blocks, draw, guess=2, behind=behind, caught=known - lacking)
+            self._enqueue([row])
 
     def _enqueue(self, rows: Sequence[Row]) -> Guesses:
         """One draft for all of them, then the next. The last ones are not computed."""
         wanted = [max(0, min(row.guess, self._max_context - row.start)) for row in rows]
-        asking = [place for place, row in enumerate(rows) if wanted[place] or self._catches_up(row)]
+        asking = [place for place, row in enumerate(rows) if wanted[place] or self._late(row)]
         asking.sort(key=lambda place: -wanted[place])  # those that are done early come last
         found = [self._found_ahead(rows[place]) if wanted[place] else [] for place in asking]
         words, self._kept_ahead, self._next = self._kept_ahead, 0, {}
@@ -173,17 +175,19 @@ class DeviceGuesser:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         logger.warning("the draft model failed and is not used any more: %s", reason, exc_info=error)
 
-    def _catches_up(self, row: Row) -> bool:
-        return bool(row.behind) and row.start <= self._max_context
+    def _late(self, row: Row) -> tuple[int, ...]:
+        """What the draft model lacks, up to where its context ends."""
+        return row.behind[: max(0, self._max_context - row.caught)]
 
     def _first_turn(self, row: Row, wanted: int) -> Row:
         """What the draft model lacks, and a draw behind it where drafts are wanted."""
         vocab = self.passes.network.spec.vocab_size
-        tokens = row.behind + row.tokens if wanted else row.behind
+        tokens = row.behind + row.tokens if wanted else self._late(row)
         if max(tokens) >= vocab:  # a prompt given as ids may name rows that pad the model's embedding alone
             tokens = tuple([token if token < vocab else UNKNOWN for token in tokens])
         draw = _plain(row.draw) if wanted and row.draw is not None else None
-        return Row(row.sequence, row.start - len(row.behind), tokens, self._blocks(row), draw)
+        start = row.caught if row.behind else row.start
+        return Row(row.sequence, start, tokens, self._blocks(row), draw)
 
     def _turn(self, row: Row, ahead: int, source: int) -> Row:
         """The next pass, after `ahead` drafts of the row, behind row `source` of the pass before."""

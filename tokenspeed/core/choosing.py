@@ -14,7 +14,8 @@ class Offer(NamedTuple):
     """A row that could carry drafts: `chances[j]` that the first j + 1 of them hold.
 
     `guessed` by the draft model, which has to compute `behind` tokens first; spread over the tokens that the
-    sequence may be expected to get, that takes it `share` seconds for each.
+    sequence may be expected to get, that takes it `share` seconds for each. `cheap`: to do so only to see
+    whether drafts hold takes little.
     """
 
     sequence: core.Sequence
@@ -22,6 +23,7 @@ class Offer(NamedTuple):
     guessed: bool
     behind: int = 0
     share: float = 0.0
+    cheap: bool = True
 
 
 class Room(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import NamedTuple
 
 from tokenspeed.core import sequence as core
@@ -31,8 +32,8 @@ LIKELY = 0.5
 PROBED = 4  # drafts
 SILENT = 16  # rows in a row without a draft, after which the draft model is taken to have failed
 SOON = 8  # tokens that a sequence may be expected to get still, however few it has
-CATCH_UP = 32  # tokens that the draft model may lack where drafts are sent to learn what they cost
 ASKED = 2  # offers that are weighed in a step, on average, as long as none pays
+EVERYONE = 1 << 30
 CURIOUS = 0.1  # of the time since guesses were last tried, catching up may take for trying them in any case
 # Looking up takes the loop so long for a sequence and a token, and in other answers as well twice that; more
 # than a share of a step would be felt.
@@ -92,11 +93,13 @@ class Speculation:
         *,
         guesses: bool = False,
         guesses_penalised: bool = True,
+        guess_context: float = inf,
         look_up: Callable[[Iterable[int]], Source] = Lookup,
         failed: Callable[[Exception], None] = lambda error: None,
     ) -> None:
-        """`guesses`: the backend has a draft model; `guesses_penalised`: also for draws that look at the
-        tokens before them. `failed` is told why a source is used no more."""
+        """`guesses`: the backend has a draft model, for sequences of up to `guess_context` tokens;
+        `guesses_penalised`: also for draws that look at the tokens before them. `failed` is told why a source
+        is used no more."""
         self.counts = Counts()
         self._options = options
         self._look_up = look_up if options.drafter in ("auto", LOOKUP) else None
@@ -105,6 +108,7 @@ class Speculation:
         self._failed = failed
         self.guesses = guesses and options.drafter in ("auto", MODEL)
         self._guesses_penalised = guesses_penalised
+        self._guess_context = guess_context
         self._found = [Outcome(chance) for chance in FOUND]
         self._class = [max(n for n, least in enumerate(CLASSES) if least <= c) for c in range(LONGEST + 1)]
         self._guessed = [Outcome(GUESSED) for _ in range(options.most_drafts)]
@@ -156,6 +160,8 @@ class Speculation:
         self._worth *= 1.0 - 1.0 / WORTH_MEMORY
         share = TRACKING_SHARE + WORTH_SHARE * max(0.0, self._worth)
         self._most_tracked = int(share * seconds / self._tracking)  # none, where steps are that short
+        if self._options.control == "always":
+            self._most_tracked = EVERYONE
         self.takes_more = self.guesses or (self._look_up is not None and self._tracked < self._most_tracked)
 
     def step(self, costs: Costs, work: Work, held: int, idle: float) -> None:
@@ -287,7 +293,11 @@ class Speculation:
             most = min(most, early - 1)  # all that a row draws is bound by the same rules
         if prospects is None or most <= 0 or not sequence.speculates:
             return None
-        guesses = self.guesses and (self._guesses_penalised or not sequence.penalised)
+        guesses = (
+            self.guesses
+            and known <= self._guess_context
+            and (self._guesses_penalised or not sequence.penalised)
+        )
         if sequence.foretold and self._look_up is not None:
             chances = self._found_chances(prospects, sequence.foretold, ahead + most)[ahead:]
             if not guesses or chances[0] >= self._guessed[0].chance:
@@ -304,17 +314,18 @@ class Speculation:
         if behind:
             tokens = min(max(SOON, known - sequence.prompt_length), sequence.limit - known)
             share = terms.share(behind, tokens)
+        since = known - max(prospects.tried_at, sequence.prompt_length)
+        cheap = behind <= terms.reach or (since > 0 and terms.share(behind, since) * terms.rate <= CURIOUS)
         least = 0.0
-        if known - prospects.tried_at >= prospects.patience:
-            since = known - max(prospects.tried_at, sequence.prompt_length)
-            if behind <= terms.reach or terms.share(behind, since) * terms.rate <= CURIOUS:
-                least = GUESSED  # whatever luck it has had, and others
+        if cheap and known - prospects.tried_at >= prospects.patience:
+            least = GUESSED  # whatever luck it has had, and others
+        most = int(min(most, self._guess_context - known + 1))
         factor, held, chances = prospects.guessed.factor, 1.0, []
         for outcome in self._guessed[:most]:
             held *= min(SURE, max(outcome.chance * factor, least))
             chances.append(held)
             least = 0.0  # one is enough to see
-        return Offer(sequence, chances, True, behind, share)
+        return Offer(sequence, chances, True, behind, share, cheap)
 
     def _found_chances(self, prospects: Prospects, common: int, count: int) -> list[float]:
         factor, held, chances = prospects.found.factor, 1.0, []
@@ -336,17 +347,21 @@ class Speculation:
             sent = [(offer, count) for offer, count in zip(offers, counts, strict=True) if count]
             self._left_behind = [offer.sequence for offer in offers if offer.behind > terms.reach]
             return sent
-        if self._probing:
-            return [self._probe(offers)]
+        ready = [offer for offer in offers if offer.behind <= terms.reach]
+        if self._probing and ready:
+            return [self._probe(ready)]
         best, counts = terms.best(offers, least)
         self._left_behind = [offer.sequence for offer in terms.left_behind(offers, counts, best)]
         if any(counts):
             return [(offer, count) for offer, count in zip(offers, counts, strict=True) if count]
-        hopeful = [offer for offer in offers if offer.chances[0] >= LIKELY and offer.behind <= CATCH_UP]
+        hopeful = [offer for offer in offers if offer.chances[0] >= LIKELY and offer.cheap]
         self._unpaid += bool(hopeful)
-        if hopeful and self._unpaid % PROBE_EVERY == 0:
-            self._probing = True
-            return [self._probe(hopeful)]
+        if not hopeful or self._unpaid < PROBE_EVERY:
+            return []
+        if ready := [offer for offer in hopeful if offer.behind <= terms.reach]:
+            self._unpaid, self._probing = 0, True
+            return [self._probe(ready)]
+        self._left_behind = [max(hopeful, key=lambda offer: offer.chances[0]).sequence]
         return []
 
     def _probe(self, offers: list[Offer]) -> tuple[Offer, int]:
