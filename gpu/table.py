@@ -11,6 +11,7 @@ from torch import Tensor
 from gpu.adjust_logits.reference import adjust_logits
 from gpu.decode_attention.reference import decode_attention
 from gpu.embed.reference import embed
+from gpu.follow_drafts.reference import follow_drafts
 from gpu.linear.reference import linear
 from gpu.paged_attention.reference import paged_attention
 from gpu.prefill_attention.reference import prefill_attention
@@ -82,6 +83,26 @@ class DecodeAttention(Protocol):
     ) -> None: ...
 
 
+class FollowDrafts(Protocol):
+    """See `gpu.follow_drafts`."""
+
+    def __call__(
+        self,
+        verified: Tensor,
+        drawn: Tensor,
+        rows: Tensor,
+        tables: Tensor,
+        block_size: int,
+        spare_block: int,
+        vocab: int,
+        tokens: Tensor,
+        positions: Tensor,
+        slots: Tensor,
+        contexts: Tensor,
+        draw_positions: Tensor,
+    ) -> None: ...
+
+
 class GatedLinear(Protocol):
     """See `gpu.gated_linear`; `pays` where it is faster than a product and `silu_mul`."""
 
@@ -145,6 +166,7 @@ class Ops:
     adjust_logits: AdjustLogits
     decode_attention: DecodeAttention | None
     embed: Embed
+    follow_drafts: FollowDrafts
     gated_linear: GatedLinear | None
     linear: Linear
     paged_attention: PagedAttention
@@ -160,6 +182,7 @@ REFERENCE = Ops(
     adjust_logits=adjust_logits,
     decode_attention=decode_attention,
     embed=embed,
+    follow_drafts=follow_drafts,
     gated_linear=None,
     linear=linear,
     paged_attention=paged_attention,

@@ -55,6 +55,7 @@ GPU_ONLY = (
         for name in (
             *("paged_attention", "decode_attention", "prefill_attention", "products", "batch_products"),
             *("gated_linear", "rms_norm", "rope_write_kv", "silu_mul", "embed", "sample", "adjust_logits"),
+            *("verify_attention", "follow_drafts"),
         )
     ),
 )

@@ -247,7 +247,7 @@ def test_a_captured_step_that_decodes_takes_one_copy_a_graph_and_one_copy_back(
         stepper.passes.graphs, "_replay", lambda passes, shape: asked.append(f"graph of {shape.rows}")
     )
     ops = Ops(**{field.name: noted(field.name, getattr(REFERENCE, field.name)) for field in fields(Ops)})
-    monkeypatch.setattr(stepper.passes, "_ops", ops)
+    monkeypatch.setattr(stepper.passes, "ops", ops)
     monkeypatch.setattr(stepper._network, "_ops", ops)
     second = tuple(row._replace(start=2, source=n, draw=Draw(sampling, 4, 3)) for n, row in enumerate(first))
     begun.append(stepper.begin(StepPlan(1, second)))

@@ -24,6 +24,7 @@ CLASSES = {
     "AdjustLogits": "adjust_logits",
     "DecodeAttention": "decode_attention",
     "Embed": "embed",
+    "FollowDrafts": "follow_drafts",
     "PagedAttention": "paged_attention",
     "PrefillAttention": "prefill_attention",
     "RmsNorm": "rms_norm",

@@ -34,6 +34,7 @@ from gpu.table import REFERENCE
 from gpu.verify.reference import verify
 from tests.gpu import agreement
 from tests.gpu.agreement import apart, drawn, integers, poisoned
+from tests.gpu.follow_cases import followed
 from tests.gpu.logit_cases import adjustments
 from tests.gpu.paged_cases import Case
 
@@ -157,6 +158,13 @@ def tour_embed() -> None:
             embedding, out = drawn(vocab, dim, dtype=dtype), apart(poisoned(count, dim, dtype=hidden), 8)
             angles = poisoned(count, pairs), poisoned(count, pairs)
             agree(op, REFERENCE.embed, *ids, embedding, frequencies, 1.25, out, *angles)
+
+
+def tour_follow_drafts() -> None:
+    op = kernels("follow_drafts").FollowDrafts()
+    for count, most in ((1, 1), (70, 3)):  # more rows than threads
+        given = followed(count, most, seed=count)
+        agree(op, REFERENCE.follow_drafts, *given)
 
 
 def tour_gated_linear() -> None:
@@ -354,6 +362,7 @@ TOURS: dict[str, Callable[[], None]] = {
     "copy_blocks": tour_copy_blocks,
     "decode_attention": tour_decode_attention,
     "embed": tour_embed,
+    "follow_drafts": tour_follow_drafts,
     "gated_linear": tour_gated_linear,
     "gather_ids": tour_gather_ids,
     "linear": tour_linear,

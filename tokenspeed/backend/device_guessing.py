@@ -12,12 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tokenspeed.backend.following import UNKNOWN, Follow, Verified
+from tokenspeed.backend.guessing import UNKNOWN
 from tokenspeed.backend.packing import Guessed, columns_of
 from tokenspeed.backend.passes import Pass, Passes
 from tokenspeed.core.plan import Draw, Row, RowResult
 from tokenspeed.core.request import Sampling
-from tokenspeed.model.cuda.staging import WORD, Returned, copies_of
+from tokenspeed.model.cuda.drawing import to_device
+from tokenspeed.model.cuda.staging import WORD, Returned, StepTensors, copies_of
 
 logger = logging.getLogger(__name__)
 
@@ -154,8 +155,26 @@ class DeviceGuesser:
             draw = None if row.draw is None else _plain(row.draw)._replace(position=row.draw.position + 1)
             blocks = self._blocks(row)
             turns.append(Row(row.sequence, row.start, (UNKNOWN, UNKNOWN), blocks, draw))
-            verified.append(Verified(first, len(row.drafts), row.start, len(blocks) * size))
-        ahead = self.passes.verify(turns, {}, prepare=Follow(network, made, drawn, verified))
+            verified.append((first, len(row.drafts), row.start, len(blocks) * size))
+        sent = to_device(np.array(verified, np.int32), network.device)
+
+        def move_on(step: StepTensors) -> None:
+            self.passes.ops.follow_drafts(
+                made.step.tokens,
+                drawn,
+                sent,
+                network.tables,
+                size,
+                network.spare_block,
+                network.spec.vocab_size,
+                step.tokens,
+                step.positions,
+                step.slots,
+                step.contexts,
+                step.draw_positions,
+            )
+
+        ahead = self.passes.verify(turns, {}, prepare=move_on)
         found: list[list[int]] = [[] for _ in rows]
         self._kept_ahead = self._keep(ahead, found, 0)
         self._next = {row.sequence: Next(row, place) for row, [place] in zip(rows, found, strict=True)}

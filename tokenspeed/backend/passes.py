@@ -99,7 +99,7 @@ class Passes:
         """Graphs of steps with a draw after every token hold these draws, if `captures_draw`."""
         self.network = network
         self.own = drawn[first : first + 2 * network.bounds.tokens]
-        self.drawn, self._ops, self._start = drawn, ops, start
+        self.drawn, self.ops, self._start = drawn, ops, start
         self._packer = Packer(network, buffers=in_flight + 1)
         self._captures_draw = captures_draw
         self.graphs: Graphs | None = None
@@ -244,7 +244,7 @@ class Passes:
         draws = made.draws[first : first + count]
         raws = [] if self._packer.plain else _raws(logits, draws)
         if not self._packer.plain and (given := adjustments_of(draws)) is not None:
-            adjust(self._ops, logits, given)
+            adjust(self.ops, logits, given)
         self._sample(logits, made.step, first, made.logits)
         for raw, numbers in raws:
             ranked = raw.ranked(self.own[first : first + count])
@@ -253,7 +253,7 @@ class Passes:
     def _sample(self, logits: Tensor, step: StepTensors, first: int, total: int) -> None:
         """Enqueue the draws themselves, of a pass with `total` logits."""
         some = slice(first, first + len(logits))
-        self._ops.sample(
+        self.ops.sample(
             logits,
             step.temperature[some],
             step.top_k[some],

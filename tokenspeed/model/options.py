@@ -54,6 +54,7 @@ class KernelOptions:
 
     decoder: str = option("auto", choices=("auto", "numba", "reference"))
     paged_attention: str = option("auto", choices=("auto", "cupy", "numba", "reference"))
+    verify_attention: str = option("auto", choices=("auto", "cupy", "numba", "reference"))
     decode_attention: str = option("auto", choices=("auto", "cupy", "apart"))
     prefill_attention: str = option("auto", choices=("auto", "cupy", "torch", "reference"))
     products: str = option("auto", choices=("auto", "cupy", "torch"))
@@ -65,3 +66,4 @@ class KernelOptions:
     embed: str = option("auto", choices=("auto", "cupy", "reference"))
     sample: str = option("auto", choices=("auto", "cupy", "reference"))
     adjust_logits: str = option("auto", choices=("auto", "cupy", "reference"))
+    follow_drafts: str = option("auto", choices=("auto", "cupy", "reference"))

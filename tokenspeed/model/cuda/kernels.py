@@ -207,6 +207,10 @@ MAKERS: Mapping[str, Mapping[str, Maker]] = MappingProxyType(
             "cupy": _made("gpu.adjust_logits.cupy_kernel", "AdjustLogits", _nothing),
             "reference": _reference("adjust_logits"),
         },
+        "follow_drafts": {
+            "cupy": _made("gpu.follow_drafts.cupy_kernel", "FollowDrafts", _nothing),
+            "reference": _reference("follow_drafts"),
+        },
         "products": {"cupy": _few, "torch": _none},  # none: few rows are multiplied as many are
         "batch_products": {"cupy": _batch, "torch": _none},
         "decode_attention": {"cupy": _fused, "apart": _none},
@@ -219,7 +223,7 @@ def pins_of(options: KernelOptions) -> dict[str, str]:
     """By operation, the implementation that the configuration asks for."""
     return {
         "paged_attention": options.paged_attention,
-        "verify_attention": options.paged_attention,
+        "verify_attention": options.verify_attention,
         "prefill_attention": options.prefill_attention,
         "rms_norm": options.rms_norm,
         "rope_write_kv": options.rope_write_kv,
@@ -227,6 +231,7 @@ def pins_of(options: KernelOptions) -> dict[str, str]:
         "embed": options.embed,
         "sample": options.sample,
         "adjust_logits": options.adjust_logits,
+        "follow_drafts": options.follow_drafts,
         "products": options.products,
         "batch_products": options.batch_products,
         "decode_attention": options.decode_attention,
