@@ -58,6 +58,9 @@ class Terms:
         self.plain = costs.seconds(work)
         self.rows = max(work.rows, 1)
         self.reach = reach(costs, work, room)
+        # Tokens that the draft model may lack in a step in which it guesses: one guess is to fit beside them.
+        guess = costs.verify + costs.round + gap + costs.draft + costs.read + costs.guess
+        self.near = min(self.reach, reach(costs, work, Room(room.seconds - guess, room.drafts)))
         self._costs = costs
         self._room = room
         self._gap = gap
@@ -71,7 +74,7 @@ class Terms:
         """Seconds that each of `tokens` bears of what the draft model takes to compute those `behind`; where
         that takes more than a step, each has a pass for it."""
         late = self._costs.guess
-        if behind > self.reach:
+        if behind > self.near:
             late += self._costs.round / self.reach if self.reach else inf
         return late * behind / tokens
 
@@ -97,18 +100,13 @@ class Terms:
                 behind -= offer.behind
         return counts
 
-    def left_behind(self, offers: Sequence[Offer], counts: Sequence[int], least: float) -> list[Offer]:
-        """Of the offers of which nothing is sent, those of which it would be if the draft model lacked
-        nothing, beside what is sent of the others, and though it had to be computed."""
+    def left_behind(self, far: Sequence[Offer], sent: Sequence[Offer], least: float) -> list[Offer]:
+        """Of offers too far behind to be sent, those that would be beside those that are `sent`, if the draft
+        model lacked nothing of them, and though each token bears its share of that."""
         own = self._costs.draft + self._costs.read + self._costs.guess
-        late = [
-            offer
-            for offer, count in zip(offers, counts, strict=True)
-            if offer.behind and not count and offer.chances[0] >= least * (own + offer.share)
-        ]
+        late = [offer for offer in far if offer.chances[0] >= least * (own + offer.share)]
         if not late:
             return []
-        sent = [offer for offer, count in zip(offers, counts, strict=True) if count]
         _, wanted = self.best([*(offer._replace(behind=0) for offer in late), *sent], least)
         return [offer for offer, count in zip(late, wanted, strict=False) if count]
 

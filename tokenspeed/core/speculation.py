@@ -315,7 +315,7 @@ class Speculation:
             tokens = min(max(SOON, known - sequence.prompt_length), sequence.limit - known)
             share = terms.share(behind, tokens)
         since = known - max(prospects.tried_at, sequence.prompt_length)
-        cheap = behind <= terms.reach or (since > 0 and terms.share(behind, since) * terms.rate <= CURIOUS)
+        cheap = behind <= terms.near or (since > 0 and terms.share(behind, since) * terms.rate <= CURIOUS)
         least = 0.0
         if cheap and known - prospects.tried_at >= prospects.patience:
             least = GUESSED  # whatever luck it has had, and others
@@ -338,27 +338,27 @@ class Speculation:
 
     def _chosen(self, offers: list[Offer], terms: Terms) -> list[tuple[Offer, int]]:
         """The offers that are sent, with how many drafts of each. Notes who is left behind."""
-        least = GAIN * terms.rate
-        if not offers:
-            self._left_behind = []
-            return []
+        near = [offer for offer in offers if offer.behind <= terms.near]
+        far = [offer for offer in offers if offer.behind > terms.near]
         if self._options.control == "always":
-            counts = terms.most(offers)
-            sent = [(offer, count) for offer, count in zip(offers, counts, strict=True) if count]
-            self._left_behind = [offer.sequence for offer in offers if offer.behind > terms.reach]
-            return sent
-        ready = [offer for offer in offers if offer.behind <= terms.reach]
-        if self._probing and ready:
-            return [self._probe(ready)]
-        best, counts = terms.best(offers, least)
-        self._left_behind = [offer.sequence for offer in terms.left_behind(offers, counts, best)]
-        if any(counts):
-            return [(offer, count) for offer, count in zip(offers, counts, strict=True) if count]
+            self._left_behind = [offer.sequence for offer in far]
+            return _sent(near, terms.most(near))
+        if self._probing and near:
+            return [self._probe(near)]
+        best, counts = terms.best(near, GAIN * terms.rate)
+        chosen = _sent(near, counts)
+        late = terms.left_behind(far, [offer for offer, _ in chosen], best)
+        self._left_behind = [offer.sequence for offer in late]
+        return chosen or self._probed(offers, terms)
+
+    def _probed(self, offers: list[Offer], terms: Terms) -> list[tuple[Offer, int]]:
+        """Now and then, where drafts are likely to hold and none pay: some, to see what they cost. The draft
+        model catches up first, where that takes little."""
         hopeful = [offer for offer in offers if offer.chances[0] >= LIKELY and offer.cheap]
         self._unpaid += bool(hopeful)
         if not hopeful or self._unpaid < PROBE_EVERY:
             return []
-        if ready := [offer for offer in hopeful if offer.behind <= terms.reach]:
+        if ready := [offer for offer in hopeful if offer.behind <= terms.near]:
             self._unpaid, self._probing = 0, True
             return [self._probe(ready)]
         self._left_behind = [max(hopeful, key=lambda offer: offer.chances[0]).sequence]
@@ -368,3 +368,7 @@ class Speculation:
         """The likeliest drafts, whether they pay or not."""
         likely = max(offers, key=lambda offer: offer.chances[0])
         return likely, min(PROBED, len(likely.chances))
+
+
+def _sent(offers: Sequence[Offer], counts: Sequence[int]) -> list[tuple[Offer, int]]:
+    return [(offer, count) for offer, count in zip(offers, counts, strict=True) if count]
