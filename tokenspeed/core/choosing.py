@@ -89,9 +89,15 @@ class Terms:
                 best, chosen = rate, counts
         return best, chosen
 
+    @property
+    def most_behind(self) -> float:
+        """Tokens that the draft model may lack if all that the step may take is for that."""
+        seconds = self._room.seconds - self.plain
+        return seconds / self._costs.guess if self._costs.guess else inf
+
     def most(self, offers: Sequence[Offer]) -> list[int]:
         """As many drafts of each offer as there may be."""
-        counts, drafts, behind = [], self._room.drafts, self.reach
+        counts, drafts, behind = [], self._room.drafts, self.most_behind
         for offer in offers:
             count = int(min(len(offer.chances), drafts)) if offer.behind <= behind else 0
             counts.append(max(count, 0))

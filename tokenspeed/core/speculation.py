@@ -338,11 +338,11 @@ class Speculation:
 
     def _chosen(self, offers: list[Offer], terms: Terms) -> list[tuple[Offer, int]]:
         """The offers that are sent, with how many drafts of each. Notes who is left behind."""
+        if self._options.control == "always":
+            self._left_behind = [offer.sequence for offer in offers if offer.behind > terms.most_behind]
+            return _sent(offers, terms.most(offers))
         near = [offer for offer in offers if offer.behind <= terms.near]
         far = [offer for offer in offers if offer.behind > terms.near]
-        if self._options.control == "always":
-            self._left_behind = [offer.sequence for offer in far]
-            return _sent(near, terms.most(near))
         if self._probing and near:
             return [self._probe(near)]
         best, counts = terms.best(near, GAIN * terms.rate)
