@@ -129,7 +129,7 @@ def test_no_cost_ever_becomes_nothing_or_endless(steps: list[tuple[int, int, flo
 
 def test_one_slow_step_with_drafts_among_many_without_is_not_believed_of_each_of_its_parts() -> None:
     """What follows corrects it, as long as drafts are sent at all."""
-    costs = Costs(3.6e-3, 2e-6, 2e-5, 1e-9, 3e-8, draft=3e-5, verify=1e-4, round=6e-4, guess=2e-5)
+    costs = Costs(3.6e-3, 2e-6, 2e-5, 1e-9, 3e-8, draft=3e-5, verify=1e-4, round=6e-4, guess=2e-5, late=2e-5)
     model = CostModel(costs)
     for _ in range(900):
         work = Work(rows=1, read=300)
@@ -149,6 +149,6 @@ def test_a_row_with_which_the_draft_model_catches_up_takes_a_pass_of_it_and_veri
     late = Row(0, 50, (1,), (0, 1, 2, 3), None, behind=(5,) * 20, caught=7)
     guessing = Row(1, 9, (1,), (4,), None, guess=3, behind=(5, 5), caught=7)
     plain = Work.of([late._replace(behind=())])
-    assert Work.of([late]) == plain._replace(rounds=1, guesses=20)
+    assert Work.of([late]) == plain._replace(rounds=1, late=20)
     both = Work.of([late, guessing])
-    assert (both.rounds, both.guesses, both.drafts, both.verifies) == (3, 25, 3, 1)
+    assert (both.rounds, both.guesses, both.late, both.drafts, both.verifies) == (3, 3, 22, 3, 1)

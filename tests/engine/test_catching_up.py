@@ -18,7 +18,7 @@ from tokenspeed.core.speculation import Speculation, SpeculationOptions
 from tokenspeed.sim.clock import run
 
 # A small model on a CPU and its draft model, which takes 48 ms for 600 tokens of a prompt.
-CPU = Costs(*(1.5e-3, 3e-4, 3e-4, 0.0, 0.0), draft=1.5e-4, verify=5e-5, round=2e-4, guess=8e-5)
+CPU = Costs(*(1.5e-3, 3e-4, 3e-4, 0.0, 0.0), draft=1.5e-4, verify=5e-5, round=2e-4, guess=8e-5, late=8e-5)
 PROMPT = tuple(n * n % 50 for n in range(600))
 
 

@@ -29,9 +29,13 @@ from tokenspeed.engine.timeline import Timelines
 from tokenspeed.sim.clock import run
 
 # Of 8B parameters on an H200, about: a step reads the weights, a token more in it is little.
-BOUND_BY_MEMORY = Costs(*(4.5e-3, 1.2e-5, 2.3e-5, 0.0, 3e-8), draft=3e-5, verify=1e-4, round=8e-4, guess=3e-6)
+BOUND_BY_MEMORY = Costs(
+    *(4.5e-3, 1.2e-5, 2.3e-5, 0.0, 3e-8), draft=3e-5, verify=1e-4, round=8e-4, guess=3e-6, late=3e-6
+)
 # A CPU with many streams: every token costs what a token costs.
-BOUND_BY_TOKENS = Costs(*(5e-4, 1e-3, 1e-3, 0.0, 0.0), draft=1e-3, verify=0.0, round=1e-3, guess=2e-4)
+BOUND_BY_TOKENS = Costs(
+    *(5e-4, 1e-3, 1e-3, 0.0, 0.0), draft=1e-3, verify=0.0, round=1e-3, guess=2e-4, late=2e-4
+)
 
 
 def work_of(streams: int, answer: int) -> list[Request]:

@@ -20,7 +20,7 @@ VERIFY = 0.02  # of a step, for verifying drafts at all
 
 def with_guesses(model: Costs, draft: Costs) -> Costs:
     """The costs of a model whose draft model has those of its own."""
-    return dataclasses.replace(model, round=draft.base, guess=draft.row)
+    return dataclasses.replace(model, round=draft.base, guess=draft.row, late=draft.token)
 
 
 def cpu_costs(spec: ModelSpec, *, weight_bytes: int, threads: int) -> Costs:

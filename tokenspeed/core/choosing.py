@@ -39,13 +39,13 @@ def reach(costs: Costs, work: Work, room: Room) -> int:
     It takes no longer for them than the rest of the step takes, so that no reader waits more than about
     twice as long for a token, and no longer than the step may take; nor are there more than a step may have.
     """
-    whole, late = costs.seconds(work), costs.guess * work.guesses
+    whole, late = costs.seconds(work), costs.late * work.late
     seconds = min(whole - 2.0 * late, room.seconds - whole)
     if not work.rounds:
         seconds -= costs.round
     if seconds <= 0.0:
         return 0
-    return max(0, int(min(room.drafts, seconds / costs.guess if costs.guess else inf)))
+    return max(0, int(min(room.drafts, seconds / costs.late if costs.late else inf)))
 
 
 class Terms:
@@ -73,7 +73,7 @@ class Terms:
     def share(self, behind: int, tokens: int) -> float:
         """Seconds that each of `tokens` bears of what the draft model takes to compute those `behind`; where
         that takes more than a step, each has a pass for it."""
-        late = self._costs.guess
+        late = self._costs.late
         if behind > self.near:
             late += self._costs.round / self.reach if self.reach else inf
         return late * behind / tokens
@@ -93,7 +93,7 @@ class Terms:
     def most_behind(self) -> float:
         """Tokens that the draft model may lack if all that the step may take is for that."""
         seconds = self._room.seconds - self.plain
-        return seconds / self._costs.guess if self._costs.guess else inf
+        return seconds / self._costs.late if self._costs.late else inf
 
     def most(self, offers: Sequence[Offer]) -> list[int]:
         """As many drafts of each offer as there may be."""
@@ -139,7 +139,7 @@ class Terms:
             own = (guessed if offer.guessed else looked_up) - offer.share * unlikely
             delay = 0.0
             if draft == 0 and offer.behind:
-                delay = costs.guess * offer.behind
+                delay = costs.late * offer.behind
             if draft == 0:
                 own += offer.share  # the row's own token bears it as well
             if counts[n] < draft or -unlikely * took < tokens * own:

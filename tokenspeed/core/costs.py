@@ -20,7 +20,8 @@ class Work(NamedTuple):
     drafts: int = 0  # tokens behind those of decode rows that are verified
     verifies: int = 0  # 1 where there are any
     rounds: int = 0  # passes of the draft model, one after the other
-    guesses: int = 0  # tokens that it computes in them
+    guesses: int = 0  # tokens that it draws in them
+    late: int = 0  # tokens that it has lacked, and computes like a prompt
 
     def plus(self, start: int, count: int) -> Work:
         """With one more row: `count` tokens from position `start` on."""
@@ -46,7 +47,8 @@ class Work(NamedTuple):
             drafts=self.drafts + drafts + guesses,
             verifies=1 if drafts or guesses else self.verifies,
             rounds=max(self.rounds, guesses, 1 if behind else 0),
-            guesses=self.guesses + guesses + behind,
+            guesses=self.guesses + guesses,
+            late=self.late + behind,
         )
 
 
@@ -58,7 +60,8 @@ def attended_by(start: int, count: int) -> int:
 @dataclass(frozen=True, slots=True)
 class Costs:
     """Coefficients in seconds: of a step at all, each row, each prefill token, each key attended or read,
-    each draft that is verified and verifying at all, each pass of the draft model and each token in it."""
+    each draft that is verified and verifying at all, each pass of the draft model, each token that it draws
+    there and each that it has lacked."""
 
     base: float
     row: float
@@ -69,6 +72,7 @@ class Costs:
     verify: float = 0.0
     round: float = 0.0
     guess: float = 0.0
+    late: float = 0.0
 
     def seconds(self, work: Work) -> float:
         """Of a whole step."""
@@ -82,6 +86,7 @@ class Costs:
             + self.verify * work.verifies
             + self.round * work.rounds
             + self.guess * work.guesses
+            + self.late * work.late
         )
 
     def prefill(self, start: int, count: int) -> float:
@@ -106,7 +111,16 @@ class Costs:
 
 # A guess before the first measured step: a model of some hundred million parameters on a CPU.
 TYPICAL = Costs(
-    base=5e-3, row=2e-4, token=8e-4, attended=1e-7, read=1e-7, draft=8e-4, verify=2e-4, round=1e-3, guess=2e-4
+    base=5e-3,
+    row=2e-4,
+    token=8e-4,
+    attended=1e-7,
+    read=1e-7,
+    draft=8e-4,
+    verify=2e-4,
+    round=1e-3,
+    guess=2e-4,
+    late=2e-4,
 )
 
 MEMORY = 256  # steps of either kind after which a measurement counts 1/e

@@ -169,7 +169,7 @@ class Speculation:
         or one in which the draft model caught up."""
         if work.verifies:
             self._gap += (min(idle, 10.0 * self._gap) - self._gap) / GAP_MEMORY
-        plain = costs.seconds(work._replace(drafts=0, verifies=0, rounds=0, guesses=0))
+        plain = costs.seconds(work._replace(drafts=0, verifies=0, rounds=0, guesses=0, late=0))
         spent, saved = costs.seconds(work) - plain, held * plain / max(work.rows, 1)
         self.counts.spent += spent
         self.counts.saved += saved
