@@ -48,7 +48,9 @@ class Work(NamedTuple):
             verifies=1 if drafts or guesses else self.verifies,
             rounds=max(self.rounds, guesses, 1 if behind else 0),
             guesses=self.guesses + guesses,
-            late=self.late + behind,
+            # Where all drafts held, it has not computed the last one, which takes next to nothing beside the
+            # row's token.
+            late=self.late + (max(0, behind - 1) if guesses else behind),
         )
 
 
