@@ -25,6 +25,7 @@ from tokenspeed.backend.graphs import (
     coarse,
     decode_shapes,
     mixed_shapes,
+    verify_shapes,
 )
 from tokenspeed.backend.packing import Columns, columns_of
 from tokenspeed.backend.results import SOURCE_FAILED
@@ -344,6 +345,44 @@ def test_steps_are_padded_to_the_smallest_shape_that_has_room() -> None:
     assert tokens_of(1_921, 0, 1) == 1_984
     assert tokens_of(64, 0, 17) is None  # more rows than it has room for
     assert tokens_of(2049, 0, 1) is None
+
+
+def test_steps_with_drafts_are_padded_to_the_smallest_shape_that_has_room() -> None:
+    graphs = Graphs(
+        Bounds(8192, 256, 256, 8192, few=8),
+        1000,
+        lambda shape: None,
+        lambda tokens: None,
+        device=CPU,
+        budget_bytes=1,
+    )
+    assert graphs.verify(4, 1) is None  # none is captured
+    for shape in graphs.shapes:
+        graphs._graphs[shape] = Graph(shape, lambda: None)
+    found = [graphs.verify(*step).shape for step in ((2, 1), (7, 1), (8, 1), (9, 2), (11, 8), (33, 9))]
+    assert all(shape.few and shape.draws and not shape.singles for shape in found)
+    assert [(shape.tokens, shape.rows) for shape in found] == [
+        *((2, 1), (7, 1), (8, 1), (10, 8), (12, 8), (40, 64))
+    ]
+    assert graphs.verify(257, 40) is None  # more logits than there is memory for
+    assert graphs.verify(70, 65) is None  # more rows
+    small = Graphs(
+        Bounds(64, 3, 64, 64, few=4), 0, lambda shape: None, lambda tokens: None, device=CPU, budget_bytes=1
+    )
+    assert max(shape.rows for shape in small.shapes if shape.few) == 3
+    assert not any(shape.few for shape in verify_shapes(256, 256, 1))
+
+
+def test_captures_do_not_hurry_for_steps_with_drafts_of_which_only_coarse_ones_come_first() -> None:
+    shapes = [*decode_shapes(16), *verify_shapes(16, 64, 8)]
+    first = coarse(shapes)
+    assert [shape.tokens for shape in first if shape.few and shape.rows == 1] == [2, 4, 8]
+    agenda = Agenda(shapes)
+    wanted = next(shape for shape in shapes if shape.few and shape.tokens == 7)
+    agenda.ask(wanted, 0.0, None)
+    assert not agenda._news.is_set()
+    taken = [agenda.take() for _ in range(len(first) + 1)]
+    assert taken == [*first, wanted]
 
 
 def test_steps_take_a_larger_graph_until_theirs_is_captured() -> None:

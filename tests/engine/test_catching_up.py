@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.engine.test_engine import Server, Spoil, expected, finishes, lie, request, right, tokens_of
-from tokenspeed.core.costs import Costs
+from tokenspeed.core.costs import CostModel, Costs
 from tokenspeed.core.plan import Row, StepPlan
 from tokenspeed.core.request import FinishReason, Request, Sampling
 from tokenspeed.core.speculation import Speculation, SpeculationOptions
@@ -243,3 +243,24 @@ def test_a_device_without_tokens_on_the_host_guesses_for_those_whose_draws_do_no
     wanted = [request("plain", (1, 2, 3), 100), request("penalised", (4, 5), 100, sampling=penalised)]
     answered(server, *wanted)
     assert {row.sequence for row in drafted(server.backend.plans)} == {1}
+
+
+def test_guesses_that_seem_too_dear_are_tried_all_the_same_even_behind_a_long_prompt() -> None:
+    """What they cost is seen only where some are sent."""
+    server = server_of(speculation=Speculation(SpeculationOptions(drafter="model"), guesses=True))
+    server.scheduler.costs = CostModel(replace(CPU, verify=0.01))
+    answered(server, request("r", PROMPT, 3000))
+    rows = drafted(server.backend.plans)
+    assert sum(len(row.behind) for row in rows if not row.guess) > 0.9 * len(PROMPT)
+    assert sum(row.guess > 0 for row in rows) > 100  # by then it is known that they pay
+
+
+@pytest.mark.parametrize("control", ["adaptive", "always"])
+def test_none_are_asked_for_beyond_the_draft_models_context(control: str) -> None:
+    options = SpeculationOptions(drafter="model", control=control)
+    speculation = Speculation(options, guesses=True, guess_context=200)
+    server = server_of(speculation=speculation)
+    answered(server, request("r", (1, 2, 3), 400))
+    ends = [row.start + row.guess for row in drafted(server.backend.plans) if row.guess]
+    assert 190 < max(ends) <= 200
+    assert speculation.guesses  # it is not taken to have failed
