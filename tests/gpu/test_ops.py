@@ -182,7 +182,7 @@ def test_attention_of_large_scores_stays_finite(ops: Ops) -> None:
 
 
 def test_every_operation_has_a_contract() -> None:
-    for field in fields(Ops):
-        contract = import_module(f"gpu.{field.name}").__doc__ or ""
-        assert contract.startswith(f"{field.name}(")
+    for name in {field.name for field in fields(Ops)} - {"verify_attention"}:  # whose is paged_attention's
+        contract = import_module(f"gpu.{name}").__doc__ or ""
+        assert contract.startswith(f"{name}(")
         assert "| tensor" in contract
