@@ -317,15 +317,13 @@ def test_a_step_that_cannot_be_begun_leaves_the_next_ones_to_run(tiny: Any, step
     assert run(stepper, row)[0].tokens == tiny.continued((1, 2), GREEDY, 1)
 
 
+def idle_graphs(bounds: Bounds, short_keys: int = 1000) -> Graphs:
+    """That capture nothing."""
+    return Graphs(bounds, short_keys, lambda shape: None, lambda tokens: None, device=CPU, budget_bytes=1)
+
+
 def test_steps_are_padded_to_the_smallest_shape_that_has_room() -> None:
-    graphs = Graphs(
-        Bounds(8192, 256, 256, 8192),
-        1000,
-        lambda shape: None,
-        lambda tokens: None,
-        device=CPU,
-        budget_bytes=1,
-    )
+    graphs = idle_graphs(Bounds(8192, 256, 256, 8192))
     for shape in graphs.shapes:
         graphs._graphs[shape] = Graph(shape, lambda: None)
     assert [found.shape.rows for n in (1, 7, 8, 9, 100, 256) if (found := graphs.decode(n, 5000))] == [
@@ -348,14 +346,7 @@ def test_steps_are_padded_to_the_smallest_shape_that_has_room() -> None:
 
 
 def test_steps_with_drafts_are_padded_to_the_smallest_shape_that_has_room() -> None:
-    graphs = Graphs(
-        Bounds(8192, 256, 256, 8192, few=8),
-        1000,
-        lambda shape: None,
-        lambda tokens: None,
-        device=CPU,
-        budget_bytes=1,
-    )
+    graphs = idle_graphs(Bounds(8192, 256, 256, 8192, few=8))
     assert graphs.verify(4, 1) is None  # none is captured
     for shape in graphs.shapes:
         graphs._graphs[shape] = Graph(shape, lambda: None)
@@ -366,9 +357,7 @@ def test_steps_with_drafts_are_padded_to_the_smallest_shape_that_has_room() -> N
     ]
     assert graphs.verify(257, 40) is None  # more logits than there is memory for
     assert graphs.verify(70, 65) is None  # more rows
-    small = Graphs(
-        Bounds(64, 3, 64, 64, few=4), 0, lambda shape: None, lambda tokens: None, device=CPU, budget_bytes=1
-    )
+    small = idle_graphs(Bounds(64, 3, 64, 64, few=4), 0)
     assert max(shape.rows for shape in small.shapes if shape.few) == 3
     assert not any(shape.few for shape in verify_shapes(256, 256, 1))
 
@@ -387,14 +376,7 @@ def test_captures_do_not_hurry_for_steps_with_drafts_of_which_only_coarse_ones_c
 
 def test_steps_take_a_larger_graph_until_theirs_is_captured() -> None:
     """Twice the rows that decode at most, and few more tokens than there are."""
-    graphs = Graphs(
-        Bounds(8192, 256, 256, 8192),
-        1000,
-        lambda shape: None,
-        lambda tokens: None,
-        device=CPU,
-        budget_bytes=1,
-    )
+    graphs = idle_graphs(Bounds(8192, 256, 256, 8192))
     for shape in coarse(graphs.shapes):
         graphs._graphs[shape] = Graph(shape, lambda: None)
     for rows in range(1, 257):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,15 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tokenspeed.backend.guessing import UNKNOWN
+from tokenspeed.backend.guessing import UNKNOWN, readable, tell_of_failure
 from tokenspeed.backend.packing import Guessed, columns_of
 from tokenspeed.backend.passes import Pass, Passes
 from tokenspeed.core.plan import Draw, Row, RowResult
 from tokenspeed.core.request import Sampling
 from tokenspeed.model.cuda.drawing import to_device
 from tokenspeed.model.cuda.staging import WORD, Returned, StepTensors, copies_of
-
-logger = logging.getLogger(__name__)
 
 
 class Guesses(NamedTuple):
@@ -191,8 +188,7 @@ class DeviceGuesser:
 
     def _fail(self, error: Exception) -> None:
         self._failed = True
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        logger.warning("the draft model failed and is not used any more: %s", reason, exc_info=error)
+        tell_of_failure(error)
 
     def _late(self, row: Row) -> tuple[int, ...]:
         """What the draft model lacks, up to where its context ends."""
@@ -200,10 +196,8 @@ class DeviceGuesser:
 
     def _first_turn(self, row: Row, wanted: int) -> Row:
         """What the draft model lacks, and a draw behind it where drafts are wanted."""
-        vocab = self.passes.network.spec.vocab_size
-        tokens = row.behind + row.tokens if wanted else self._late(row)
-        if max(tokens) >= vocab:  # a prompt given as ids may name rows that pad the model's embedding alone
-            tokens = tuple([token if token < vocab else UNKNOWN for token in tokens])
+        lacking = row.behind + row.tokens if wanted else self._late(row)
+        tokens = readable(lacking, self.passes.network.spec.vocab_size)
         draw = _plain(row.draw) if wanted and row.draw is not None else None
         start = row.caught if row.behind else row.start
         return Row(row.sequence, start, tokens, self._blocks(row), draw)

@@ -54,8 +54,7 @@ class Guesser:
             found = self._find([rows[number] for number in asking])
         except Exception as error:
             self._failed = True
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            logger.warning("the draft model failed and is not used any more: %s", reason, exc_info=error)
+            tell_of_failure(error)
             return drafted
         for number, drafts in zip(asking, found, strict=True):
             if rows[number].guess:
@@ -104,11 +103,7 @@ class Guesser:
         return sample(logits, [turn.draw for turn in turns if turn.draw is not None])
 
     def _readable(self, tokens: tuple[int, ...]) -> tuple[int, ...]:
-        """The tokens, as far as the draft model has them: a prompt given as ids may name rows that pad the
-        model's embedding alone."""
-        if max(tokens) < self._draft.vocab_size:
-            return tokens
-        return tuple([token if token < self._draft.vocab_size else UNKNOWN for token in tokens])
+        return readable(tokens, self._draft.vocab_size)
 
     def _widened(self, logits: Tensor) -> Tensor:
         """[rows, the draft's vocabulary] -> [rows, the model's]; what the draft lacks is never drawn."""
@@ -116,6 +111,20 @@ class Guesser:
         if missing <= 0:
             return logits[:, : self._vocab_size]
         return torch.nn.functional.pad(logits, (0, missing), value=-torch.inf)
+
+
+def readable(tokens: tuple[int, ...], vocab: int) -> tuple[int, ...]:
+    """The tokens, as far as a draft model of that vocabulary has them: a prompt given as ids may name rows
+    that pad the model's embedding alone."""
+    if max(tokens) < vocab:
+        return tokens
+    return tuple([token if token < vocab else UNKNOWN for token in tokens])
+
+
+def tell_of_failure(error: Exception) -> None:
+    """Once: the draft model is left alone from then on."""
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    logger.warning("the draft model failed and is not used any more: %s", reason, exc_info=error)
 
 
 def _silent(row: Row) -> Row:

@@ -25,15 +25,14 @@ FOUND = (0.3, 0.35, 0.45, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9)
 GUESSED = 0.6
 SURE = 0.98  # no draft holds more often than that
 GAIN = 1.03  # tokens a second with drafts, over those without, before any are sent: predictions have errors
-PROBE_EVERY = (
-    256  # steps in which drafts would be likely to hold, but not to pay: one carries some all the same
-)
+# Of so many steps in which drafts would be likely to hold, but not to pay, one carries some all the same.
+PROBE_EVERY = 256
 LIKELY = 0.5
 PROBED = 4  # drafts
 SILENT = 16  # rows in a row without a draft, after which the draft model is taken to have failed
 SOON = 8  # tokens that a sequence may be expected to get still, however few it has
 ASKED = 2  # offers that are weighed in a step, on average, as long as none pays
-EVERYONE = 1 << 30
+EVERYONE = 1 << 30  # sequences
 CURIOUS = 0.1  # of the time since guesses were last tried, catching up may take for trying them in any case
 # Looking up takes the loop so long for a sequence and a token, and in other answers as well twice that; more
 # than a share of a step would be felt.
