@@ -19,7 +19,7 @@ from tokenspeed.config import Config
 from tokenspeed.console import configure_logging, stages
 from tokenspeed.environment import environment
 from tokenspeed.errors import TokenSpeedError
-from tokenspeed.generation.generator import Delta
+from tokenspeed.generation.outputs import Delta
 from tokenspeed.generation.request import GenerationRequest, SamplingFields, TextPrompt
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)

@@ -6,6 +6,8 @@ request (`RequestError`) or nobody but us (`EngineError`: the step failed, the r
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 
 class TokenSpeedError(Exception):
     """Anything that TokenSpeed raises on purpose."""
@@ -20,19 +22,32 @@ class ModelError(TokenSpeedError):
 
 
 class RequestError(TokenSpeedError):
-    """A request is wrong; `param` names the field as the client wrote it, `code` is machine-readable."""
+    """A request is wrong; `param` names the field as the client wrote it, `code` is machine-readable.
 
-    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+    `details` are figures of it that some client reads.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        details: Mapping[str, int] | None = None,
+    ) -> None:
         super().__init__(message)
         self.param = param
         self.code = code
+        self.details = details
 
 
 class ContextLengthError(RequestError):
     """The prompt, or the prompt and the tokens asked for, exceed what can be served."""
 
-    def __init__(self, message: str, *, param: str | None = None) -> None:
-        super().__init__(message, param=param, code="context_length_exceeded")
+    def __init__(
+        self, message: str, *, param: str | None = None, details: Mapping[str, int] | None = None
+    ) -> None:
+        super().__init__(message, param=param, code="context_length_exceeded", details=details)
 
 
 class NotFoundError(RequestError):

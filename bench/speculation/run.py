@@ -15,7 +15,7 @@ from bench.speculation.prompts import edits, repeated, sources
 from bench.speculation.workloads import EDITING, Client, Kind, Phase, Workload, scaled, workloads
 from tokenspeed.build import Server
 from tokenspeed.core.speculation import Speculation, SpeculationOptions
-from tokenspeed.generation.generator import Delta
+from tokenspeed.generation.outputs import Delta
 from tokenspeed.generation.request import GenerationRequest, TextPrompt, TokenPrompt
 
 OFF, ADAPTIVE, OTHERS, ALWAYS = MODES = ("off", "adaptive", "others", "always")

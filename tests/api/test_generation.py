@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from tokenspeed.core.policy import SchedulerOptions
 from tokenspeed.core.request import TokenLogprob
 from tokenspeed.errors import ContextLengthError, EngineError, OverloadedError
-from tokenspeed.generation.generator import INLINE_CHARACTERS, Delta, Ended, Usage
+from tokenspeed.generation.generator import INLINE_CHARACTERS
+from tokenspeed.generation.outputs import Delta, Ended, Usage
 from tokenspeed.generation.request import (
     ChatPrompt,
     GenerationRequest,

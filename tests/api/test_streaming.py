@@ -11,7 +11,7 @@ import pytest
 from sse_starlette.sse import AppStatus, EventSourceResponse
 
 from tokenspeed.api.options import ServerOptions
-from tokenspeed.api.sse import EventStream
+from tokenspeed.api.sse import PING, EventStream
 
 MESSAGES = [{"role": "user", "content": "Tell me of foxes."}]
 CHAT = {"model": "local", "messages": MESSAGES, "max_tokens": 60}
@@ -245,7 +245,7 @@ async def test_a_ping_on_its_way_is_not_overtaken():
         asyncio.get_running_loop().call_soon(asyncio.get_running_loop().call_soon, released.set)
         yield b"data: 1\n\n"
 
-    stream = EventStream(events(), headers={}, ping_seconds=0.01, close=lambda: None)
+    stream = EventStream(events(), headers={}, ping_seconds=0.01, close=lambda: None, ping=lambda: PING)
     await stream({"type": "http", "method": "POST"}, asyncio.Event().wait, send)
     assert sent == [None, b": ping\n\n", b"data: 1\n\n", b""]
 
@@ -261,7 +261,7 @@ async def test_an_end_that_waits_for_a_slow_client_is_not_cut_off_by_a_ping():
     async def events():
         yield b"data: 1\n\n"
 
-    stream = EventStream(events(), headers={}, ping_seconds=0.01, close=lambda: None)
+    stream = EventStream(events(), headers={}, ping_seconds=0.01, close=lambda: None, ping=lambda: PING)
     await stream({"type": "http", "method": "POST"}, asyncio.Event().wait, send)
     assert sent == [None, b"data: 1\n\n", b""]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
@@ -12,12 +13,12 @@ from starlette.routing import Route
 
 from tokenspeed.api.chat import ChatDialect
 from tokenspeed.api.completions import CompletionDialect
+from tokenspeed.api.endpoint import Endpoint, Service
 from tokenspeed.api.errors import ClientGoneError, handle_error, handle_http_error
 from tokenspeed.api.health import HealthEndpoint
 from tokenspeed.api.keys import Keys
 from tokenspeed.api.middleware import Boundary
 from tokenspeed.api.models import ModelsEndpoint, ServedModel
-from tokenspeed.api.openai_endpoint import OpenAIEndpoint
 from tokenspeed.api.options import KeyOptions, ServerOptions
 from tokenspeed.api.pace import Pace
 from tokenspeed.api.timeline import TimelineEndpoint
@@ -41,12 +42,13 @@ def create_app(
     `ready` says whether a request would be taken now. `keys` are who may use it, by the account that their
     requests count against; with none, everybody may. `timeline` gives that of a request by its id.
     """
-    pace = Pace()
-    chat = OpenAIEndpoint(ChatDialect(), generator, model, options, pace)
-    completions = OpenAIEndpoint(CompletionDialect(), generator, model, options, pace)
+    service = Service(generator, model, options, Pace())
+    endpoints: list[tuple[str, Endpoint[Any]]] = [
+        ("/chat/completions", Endpoint(ChatDialect(), service)),
+        ("/completions", Endpoint(CompletionDialect(), service)),
+    ]
     routes = [
-        Route("/chat/completions", chat.create, methods=["POST"]),
-        Route("/completions", completions.create, methods=["POST"]),
+        *(Route(path, endpoint.create, methods=["POST"]) for path, endpoint in endpoints),
         *ModelsEndpoint(model).routes(),
         *TimelineEndpoint(timeline).routes(),
         *HealthEndpoint(registry, ready).routes(),

@@ -8,12 +8,15 @@ from typing import Any
 import msgspec
 import orjson
 
-from tokenspeed.api.keys import Caller
-from tokenspeed.api.openai_answers import NAMES, Whole, common_fields
+from tokenspeed.api.endpoint import Asking, Job, new_id
+from tokenspeed.api.openai_answers import NAMES, CompletionWriter, Heading, common_fields
 from tokenspeed.api.openai_types import ChatRequest, Message, Part
+from tokenspeed.api.response_format import read_format
+from tokenspeed.api.tools import openai_tool_use, read_openai_tools, read_tool, template_tools, wrong
+from tokenspeed.api.unsupported import refuse_unsupported
 from tokenspeed.errors import RequestError
-from tokenspeed.generation.generator import Delta, Ended
-from tokenspeed.generation.request import ChatPrompt, GenerationRequest
+from tokenspeed.generation.outputs import CallDelta, CallStart, Delta, Ended, Output, ReasoningDelta, Whole
+from tokenspeed.generation.request import ChatPrompt, GenerationRequest, ToolUse
 from tokenspeed.generation.text import Alternative, ScoredToken
 from tokenspeed.text.template import parse_arguments
 
@@ -30,66 +33,124 @@ TEXT_PARTS = ("text", "input_text", "output_text")
 
 
 class ChatDialect:
-    """The chat endpoint's own part."""
+    """Reads chat requests."""
 
     decoder = msgspec.json.Decoder(ChatRequest)
-    id_prefix = "chatcmpl-"
-    kind = "chat.completion"
 
-    def generation_request(self, asked: ChatRequest, request_id: str, caller: Caller) -> GenerationRequest:
-        names = {**NAMES, "prompts": "messages", "logprobs": "top_logprobs"}
-        common = common_fields(asked, caller)
+    def read(self, asked: ChatRequest, asking: Asking) -> Job:
+        refuse_unsupported(asking.body)
+        heading = Heading.now(new_id("chatcmpl-"), asking.model)
+        legacy = bool(asked.functions) and not asked.tools
+        tools = _functions(asked) if legacy else _tools(asked)
+        names = {**NAMES, "prompts": "messages", "logprobs": "top_logprobs", "format": "response_format"}
+        common = common_fields(asked, asking.caller)
         if asked.max_completion_tokens is not None:
             common["max_tokens"] = asked.max_completion_tokens
             names["max_tokens"] = "max_completion_tokens"
         if common.get("max_tokens") == 0:
             name = names.get("max_tokens", "max_tokens")
             raise RequestError(f"{name} must be at least 1, not 0", param=name, code="invalid_value")
-        return GenerationRequest(
-            id=request_id, prompts=(_prompt(asked),), logprobs=_logprobs(asked), names=names, **common
+        request = GenerationRequest(
+            id=heading.id,
+            prompts=(_prompt(asked, tools),),
+            logprobs=_logprobs(asked),
+            format=read_format(asked),
+            tools=tools,
+            names=names,
+            **common,
         )
-
-    def chunk_shape(self, choices: int) -> ChatChunks:
-        return ChatChunks(choices)
-
-    def choice(self, index: int, whole: Whole, scored: bool) -> dict[str, Any]:
-        return {
-            "index": index,
-            "message": {"role": "assistant", "content": whole.text, "refusal": None},
-            "logprobs": _scores_object(whole.scores) if scored else None,
-            "finish_reason": whole.reason,
-        }
+        shape = ChatShape(legacy=legacy, scored=request.logprobs is not None)
+        return Job(request, CompletionWriter(heading, shape, asked.stream_options), bool(asked.stream))
 
 
-class ChatChunks:
-    """The choices of chunks. The role comes with a choice's first text, never before it."""
+class ChatShape:
+    """Messages and the pieces of them. The role comes with a choice's first piece, never before it.
 
-    kind = "chat.completion.chunk"
+    `legacy` calls are those of a request that had `functions`: one of them, outside of `tool_calls`.
+    """
 
-    def __init__(self, choices: int) -> None:
-        self._first = [b'{"index":%d,"delta":{"role":"assistant","content":' % i for i in range(choices)]
-        self._later = [b'{"index":%d,"delta":{"content":' % i for i in range(choices)]
-        self._start = list(self._first)  # what a choice's next chunk starts with
+    kind = "chat.completion"
+    chunk_kind = "chat.completion.chunk"
 
-    def delta(self, delta: Delta) -> bytes:
-        choice = delta.choice
-        start = self._start[choice]
-        self._start[choice] = self._later[choice]
-        if not delta.scores:
-            return start + orjson.dumps(delta.text) + b'},"logprobs":null,"finish_reason":null}'
-        scores = orjson.dumps(_scores_object(delta.scores))
-        return start + orjson.dumps(delta.text) + b'},"logprobs":' + scores + b',"finish_reason":null}'
+    def __init__(self, *, legacy: bool, scored: bool) -> None:
+        self._later: dict[int, bytes] = {}  # what the chunks of a choice start with, once it has begun
+        self._legacy = legacy
+        self._scored = scored
 
-    def end(self, ended: Ended) -> bytes:
-        choice = ended.choice
-        if self._start[choice] is self._first[choice]:
-            start = self._first[choice] + b'""}'
-        else:
-            start = b'{"index":%d,"delta":{}' % choice
-        return start + b',"logprobs":null,"finish_reason":"' + ended.reason.encode() + b'"}'
+    def chunk(self, output: Output) -> bytes:
+        start, first = self._later.get(output.choice), False
+        if start is None:
+            start, first = self._begin(output.choice), True
+        match output:
+            case Delta():
+                piece = start + b'"content":' + orjson.dumps(output.text)
+                if output.scores:
+                    scores = orjson.dumps(_scores_object(output.scores))
+                    return piece + b'},"logprobs":' + scores + b',"finish_reason":null}'
+            case ReasoningDelta():
+                piece = start + b'"reasoning_content":' + orjson.dumps(output.text)
+            case CallStart():
+                piece = start + (b'"content":null,' if first else b"")
+                piece += self._call_start(output)
+            case CallDelta():
+                piece = start + self._call_delta(output)
+            case Ended():
+                reason = self._reason(output.reason).encode()
+                empty = b'"content":""' if first else b""
+                return start + empty + b'},"logprobs":null,"finish_reason":"' + reason + b'"}'
+        return piece + b'},"logprobs":null,"finish_reason":null}'
+
+    def choices(self, wholes: list[Whole]) -> list[dict[str, Any]]:
+        return [
+            {
+                "index": index,
+                "message": self._message(whole),
+                "logprobs": _scores_object(whole.scores) if self._scored else None,
+                "finish_reason": self._reason(whole.reason),
+            }
+            for index, whole in enumerate(wholes)
+        ]
+
+    def _message(self, whole: Whole) -> dict[str, Any]:
+        text: str | None = whole.text
+        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+        if whole.reasoning:
+            message["reasoning_content"] = whole.reasoning
+        if whole.calls:
+            message["content"] = text or None
+            calls = [{"name": call.name, "arguments": call.arguments} for call in whole.calls]
+            if self._legacy:
+                message["function_call"] = calls[0]
+            else:
+                message["tool_calls"] = [
+                    {"id": call.id, "type": "function", "function": function}
+                    for call, function in zip(whole.calls, calls, strict=True)
+                ]
+        return message
+
+    def _reason(self, reason: str) -> str:
+        return "function_call" if self._legacy and reason == "tool_calls" else reason
+
+    def _call_start(self, output: CallStart) -> bytes:
+        function = {"name": output.name, "arguments": ""}
+        if self._legacy:
+            return b'"function_call":' + orjson.dumps(function)
+        call = {"index": output.call, "id": output.id, "type": "function", "function": function}
+        return b'"tool_calls":[' + orjson.dumps(call) + b"]"
+
+    def _call_delta(self, output: CallDelta) -> bytes:
+        arguments = orjson.dumps(output.arguments)
+        if self._legacy:
+            return b'"function_call":{"arguments":' + arguments + b"}"
+        return b'"tool_calls":[{"index":%d,"function":{"arguments":' % output.call + arguments + b"}}]"
+
+    def _begin(self, choice: int) -> bytes:
+        """What the first chunk of a choice starts with."""
+        self._later[choice] = later = b'{"index":%d,"delta":{' % choice
+        return later + b'"role":"assistant",'
 
 
-def _prompt(asked: ChatRequest) -> ChatPrompt:
+def _prompt(asked: ChatRequest, tools: ToolUse | None) -> ChatPrompt:
     if not asked.messages:
         raise RequestError(
             "messages must not be empty; send at least one", param="messages", code="invalid_value"
@@ -101,7 +162,7 @@ def _prompt(asked: ChatRequest) -> ChatPrompt:
     continue_final = bool(asked.continue_final_message)
     return ChatPrompt(
         messages=parse_arguments(messages),
-        tools=_tools(asked),
+        tools=None if tools is None else template_tools(tools.tools),
         add_generation_prompt=asked.add_generation_prompt is not False and not continue_final,
         continue_final=continue_final,
         extra=extra,
@@ -119,11 +180,14 @@ def _message(path: str, message: Message) -> dict[str, Any]:
             code="invalid_value",
         )
     content = message.content
+    calls = message.tool_calls
+    if not calls and message.function_call is not None:
+        calls = [{"type": "function", "function": message.function_call}]
     fields = {
         "role": role,
         "content": _text(f"{path}.content", content) if isinstance(content, list) else content or "",
         "name": message.name,
-        "tool_calls": message.tool_calls or None,
+        "tool_calls": calls or None,
         "tool_call_id": message.tool_call_id,
         "reasoning_content": message.reasoning_content or message.reasoning,
     }
@@ -145,20 +209,23 @@ def _text(path: str, parts: Sequence[Part]) -> str:
     return "\n".join(texts)
 
 
-def _tools(asked: ChatRequest) -> list[dict[str, Any]] | None:
-    """The functions that the template tells the model of; other types of tools are for other servers."""
-    if not asked.tools or asked.tool_choice == "none":
+def _tools(asked: ChatRequest) -> ToolUse | None:
+    tools = read_openai_tools(asked.tools or (), nested=True)
+    if not asked.tools and asked.tool_choice in ("auto", "none"):
         return None
-    tools = []
-    for index, tool in enumerate(asked.tools):
-        if tool.get("type", "function") != "function":
-            continue
-        function = tool.get("function")
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            where = f"tools[{index}].function"
-            raise RequestError(f"{where} must be an object with a name", param=where, code="invalid_value")
-        tools.append(tool)
-    return tools or None
+    parallel = asked.parallel_tool_calls is not False
+    return openai_tool_use(tools, asked.tool_choice, parallel=parallel)
+
+
+def _functions(asked: ChatRequest) -> ToolUse | None:
+    """The older way to say the same, with one call at most."""
+    tools = [read_tool(f"functions[{index}]", each) for index, each in enumerate(asked.functions or ())]
+    match asked.function_call:
+        case None | "auto" | "none":
+            return openai_tool_use(tools, asked.function_call, parallel=False)
+        case {"name": str()}:
+            return openai_tool_use(tools, {"function": asked.function_call}, parallel=False)
+    raise wrong("function_call", 'must be "auto", "none" or an object with a name')
 
 
 def _logprobs(asked: ChatRequest) -> int | None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any, cast
 
 import msgspec
 import orjson
 
-from tokenspeed.api.keys import Caller
-from tokenspeed.api.openai_answers import NAMES, Whole, common_fields
+from tokenspeed.api.endpoint import Asking, Job, new_id
+from tokenspeed.api.openai_answers import NAMES, CompletionWriter, Heading, common_fields
 from tokenspeed.api.openai_types import CompletionRequest
+from tokenspeed.api.response_format import read_format
+from tokenspeed.api.unsupported import refuse_unsupported
 from tokenspeed.errors import RequestError
-from tokenspeed.generation.generator import Delta, Ended
+from tokenspeed.generation.outputs import Delta, Ended, Output, Whole
 from tokenspeed.generation.request import (
     FillPrompt,
     GenerationRequest,
@@ -24,59 +27,91 @@ from tokenspeed.generation.text import ScoredToken
 
 
 class CompletionDialect:
-    """The legacy endpoint's own part."""
+    """Reads requests of the legacy endpoint."""
 
     decoder = msgspec.json.Decoder(CompletionRequest)
-    id_prefix = "cmpl-"
-    kind = "text_completion"
 
-    def generation_request(
-        self, asked: CompletionRequest, request_id: str, caller: Caller
-    ) -> GenerationRequest:
-        common = common_fields(asked, caller)
-        if asked.best_of is not None and asked.best_of != common.get("n", 1):
-            raise RequestError(
-                "best_of other than n is not supported", param="best_of", code="unsupported_parameter"
-            )
-        return GenerationRequest(
-            id=request_id,
-            prompts=_with_suffix(_prompts(asked.prompt), asked),
-            logprobs=asked.logprobs,
+    def read(self, asked: CompletionRequest, asking: Asking) -> Job:
+        refuse_unsupported(asking.body)
+        heading = Heading.now(new_id("cmpl-"), asking.model)
+        common = common_fields(asked, asking.caller)
+        wanted, drawn = common.get("n", 1), asked.best_of
+        names = {**NAMES, "prompts": "prompt", "format": "response_format"}
+        if drawn is not None and drawn != wanted:
+            _check_best_of(drawn, wanted, asked)
+            common["n"], names["n"] = drawn, "best_of"
+        prompts = _with_suffix(_prompts(asked.prompt), asked)
+        ranked = common.get("n", 1) > wanted
+        request = GenerationRequest(
+            id=heading.id,
+            prompts=prompts,
+            logprobs=asked.logprobs or 0 if ranked else asked.logprobs,
             echo=bool(asked.echo),
-            names={**NAMES, "prompts": "prompt"},
+            format=read_format(asked),
+            names=names,
             **common,
         )
-
-    def chunk_shape(self, choices: int) -> CompletionChunks:
-        return CompletionChunks(choices)
-
-    def choice(self, index: int, whole: Whole, scored: bool) -> dict[str, Any]:
-        return {
-            "index": index,
-            "text": whole.text,
-            "logprobs": _scores_object(whole.scores) if scored else None,
-            "finish_reason": whole.reason,
-        }
+        shape = CompletionShape(of=request.n, best=wanted, scored=asked.logprobs is not None)
+        return Job(request, CompletionWriter(heading, shape, asked.stream_options), bool(asked.stream))
 
 
-class CompletionChunks:
-    """The choices of chunks."""
+class CompletionShape:
+    """Texts and the pieces of them; of each prompt's choices the `best`, as the model itself ranks them."""
 
     kind = "text_completion"
+    chunk_kind = "text_completion"
 
-    def __init__(self, choices: int) -> None:
-        self._start = [b'{"index":%d,"text":' % index for index in range(choices)]
+    def __init__(self, *, of: int, best: int, scored: bool) -> None:
+        """Each prompt has `of` choices; their log-probabilities are told if `scored`."""
+        self._of = of
+        self._best = best
+        self._scored = scored
 
-    def delta(self, delta: Delta) -> bytes:
-        start = self._start[delta.choice]
-        if not delta.scores:
-            return start + orjson.dumps(delta.text) + b',"logprobs":null,"finish_reason":null}'
-        scores = orjson.dumps(_scores_object(delta.scores))
-        return start + orjson.dumps(delta.text) + b',"logprobs":' + scores + b',"finish_reason":null}'
+    def chunk(self, output: Output) -> bytes:
+        match output:
+            case Delta(choice, text, scores):
+                logprobs = orjson.dumps(_scores_object(scores)) if scores else b"null"
+                piece = b'{"index":%d,"text":' % choice + orjson.dumps(text) + b',"logprobs":' + logprobs
+                return piece + b',"finish_reason":null}'
+            case Ended(choice, reason):
+                end = b'{"index":%d,"text":"","logprobs":null,"finish_reason":"' % choice
+                return end + reason.encode() + b'"}'
+        return b""  # a text has no calls and no thinking
 
-    def end(self, ended: Ended) -> bytes:
-        reason = ended.reason.encode()
-        return self._start[ended.choice] + b'"","logprobs":null,"finish_reason":"' + reason + b'"}'
+    def choices(self, wholes: list[Whole]) -> list[dict[str, Any]]:
+        prompts = [wholes[first : first + self._of] for first in range(0, len(wholes), self._of)]
+        if self._best < self._of:
+            prompts = [sorted(each, key=_mean_logprob, reverse=True)[: self._best] for each in prompts]
+        return [
+            {
+                "index": index,
+                "text": whole.text,
+                "logprobs": _scores_object(whole.scores) if self._scored else None,
+                "finish_reason": whole.reason,
+            }
+            for index, whole in enumerate(chain.from_iterable(prompts))
+        ]
+
+
+def _mean_logprob(whole: Whole) -> float:
+    """Of a choice's tokens. With an echo the prompt's are among them, which all choices have in common."""
+    known = [score.logprob for score in whole.scores if score.logprob is not None]
+    return sum(known) / len(known) if known else 0.0
+
+
+def _check_best_of(drawn: int, wanted: int, asked: CompletionRequest) -> None:
+    if drawn < wanted:
+        raise RequestError(
+            f"best_of must be at least n, which is {wanted}, not {drawn}",
+            param="best_of",
+            code="invalid_value",
+        )
+    if asked.stream:
+        raise RequestError(
+            "best_of other than n cannot be streamed: the best is known at the end",
+            param="best_of",
+            code="invalid_value",
+        )
 
 
 def _prompts(given: str | list[str | int | list[int]]) -> tuple[Prompt, ...]:

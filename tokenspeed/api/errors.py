@@ -1,4 +1,4 @@
-"""Errors as OpenAI's clients read them: a status, and one JSON object that names the field.
+"""What went wrong, in words for a client: a status, and fields that each protocol writes in its own shape.
 
 Only the words of a `RequestError` are shown; whatever else goes wrong has a fixed message here and its
 details in the log.
@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import logging
 import math
+from typing import NamedTuple
 
-import orjson
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from tokenspeed.api.error_shapes import Problem, shape_of
 from tokenspeed.errors import (
     EngineError,
     EngineStoppedError,
@@ -40,50 +41,51 @@ class UnauthorizedError(RequestError):
     """The request has no API key that this server knows."""
 
 
+class ForbiddenError(RequestError):
+    """The request comes from where this server does not take requests from."""
+
+
 class ClientGoneError(Exception):
     """The client closed the connection; nobody reads what would be answered."""
 
 
-def error_body(message: str, kind: str, *, param: str | None = None, code: str | None = None) -> bytes:
-    """OpenAI's error object."""
-    return orjson.dumps({"error": {"message": message, "type": kind, "param": param, "code": code}})
+class _Row(NamedTuple):
+    """One kind of error: the status that says whose turn it is, and OpenAI's type of it."""
+
+    kind: type[RequestError]
+    status: int
+    type: str = "invalid_request_error"
 
 
-def status_of(error: RequestError) -> int:
-    """The HTTP status that says whose turn it is."""
-    match error:
-        case UnauthorizedError():
-            return 401
-        case OverloadedError():
-            return 429
-        case NotFoundError():
-            return 404
-        case BodyTooLargeError():
-            return 413
-        case _:
-            return 400
+_ROWS = (
+    _Row(UnauthorizedError, 401),
+    _Row(ForbiddenError, 403),
+    _Row(OverloadedError, 429, "rate_limit_error"),
+    _Row(NotFoundError, 404),
+    _Row(BodyTooLargeError, 413),
+    _Row(RequestError, 400),
+)
 
 
-def describe(error: Exception) -> tuple[int, bytes]:
-    """Status and body of any exception; the unexpected ones are logged here and nowhere else."""
+def problem_of(error: Exception) -> Problem:
+    """What a client is told of any exception; the unexpected ones are logged here and nowhere else."""
     match error:
         case RequestError():
-            status = status_of(error)
-            kind = "rate_limit_error" if status == 429 else "invalid_request_error"
-            return status, error_body(str(error), kind, param=error.param, code=error.code)
+            row = next(row for row in _ROWS if isinstance(error, row.kind))
+            return Problem(row.status, str(error), row.type, error.param, error.code, error.details)
         case EngineStoppedError():
-            return 503, error_body(STOPPING, "server_error", code="shutting_down")
+            return Problem(503, STOPPING, "server_error", code="shutting_down")
         case EngineError():
             log.error("a request failed: %s", error)
         case _:
             log.error("an unexpected error ended a request", exc_info=error)
-    return 500, error_body(FAILED, "server_error", code="internal_error")
+    return Problem(500, FAILED, "server_error", code="internal_error")
 
 
-def error_response(error: Exception) -> Response:
-    """The whole answer to a request that failed before its answer began."""
-    status, body = describe(error)
-    return Response(body, status, _headers(error), media_type="application/json")
+def error_response(error: Exception, path: str) -> Response:
+    """The whole answer to a request that failed before it began; `path` is as `normal_path` has it."""
+    problem = problem_of(error)
+    return Response(shape_of(path)(problem), problem.status, _headers(error), media_type="application/json")
 
 
 def _headers(error: Exception) -> dict[str, str]:
@@ -98,22 +100,23 @@ def _headers(error: Exception) -> dict[str, str]:
             return {}
 
 
-async def handle_error(_: Request, error: Exception) -> Response:
+async def handle_error(request: Request, error: Exception) -> Response:
     """Starlette's hook for what endpoints raise."""
     if isinstance(error, ClientGoneError):
         return Response(status_code=499)
-    return error_response(error)
+    return error_response(error, request.scope["path"])
 
 
 async def handle_http_error(request: Request, error: Exception) -> Response:
-    """Starlette's own 404 and 405, in the same shape."""
+    """Starlette's own 404 and 405, in the shape of whatever protocol the path belongs to."""
     assert isinstance(error, HTTPException)
-    route = f"{request.method} {request.scope['path']}"
+    path = request.scope["path"]
+    route = f"{request.method} {path}"
     if error.status_code == 405:
         message, code = f"{route}: this path does not take that method.", "method_not_allowed"
     elif error.status_code == 404:
         message, code = f"{route}: there is nothing at this path.", "not_found"
     else:
         message, code = str(error.detail), "http_error"
-    body = error_body(message[:500], "invalid_request_error", code=code)
-    return Response(body, error.status_code, error.headers, media_type="application/json")
+    problem = Problem(error.status_code, message[:500], "invalid_request_error", code=code)
+    return Response(shape_of(path)(problem), error.status_code, error.headers, media_type="application/json")

@@ -31,6 +31,7 @@ class Boundary:
             await self._app(scope, receive, send)
             return
         started = False
+        inner = {**scope, "path": normal_path(scope["path"]), DIRECT_SEND: send}
 
         async def watched(message: Message) -> None:
             nonlocal started
@@ -38,9 +39,8 @@ class Boundary:
             await send(message)
 
         try:
-            inner = {**scope, "path": normal_path(scope["path"]), DIRECT_SEND: send}
             await self._app(inner, receive, watched)
         except Exception as error:
-            response = error_response(error)  # also logs
+            response = error_response(error, inner["path"])  # also logs
             if not started:
                 await response(scope, receive, send)

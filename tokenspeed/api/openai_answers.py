@@ -1,22 +1,23 @@
-"""What both kinds of completion share: from a request's common fields, to the writing of its answer."""
+"""What both kinds of OpenAI's completions share: common fields of requests, and the writing of answers."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Mapping
-from dataclasses import dataclass, field
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import orjson
 
 from tokenspeed import __version__
-from tokenspeed.api.errors import describe
+from tokenspeed.api.error_shapes import openai_error
+from tokenspeed.api.errors import problem_of
 from tokenspeed.api.keys import Caller
-from tokenspeed.api.openai_types import CommonRequest
-from tokenspeed.api.sse import DONE
+from tokenspeed.api.openai_types import CommonRequest, StreamOptions
+from tokenspeed.api.sse import DONE, PING
 from tokenspeed.errors import RequestError
-from tokenspeed.generation.generator import Delta, Ended, Generation, Output, Usage
+from tokenspeed.generation.outputs import Output, Usage, Whole
 from tokenspeed.generation.request import MOST_URGENT, SamplingFields
-from tokenspeed.generation.text import ScoredToken
 
 FINGERPRINT = f"tokenspeed-{__version__}"
 NAMES = {"stops": "stop", "deadline": "deadline_ms"}  # what clients call the neutral fields
@@ -30,6 +31,10 @@ class Heading:
     created: int
     model: str
 
+    @classmethod
+    def now(cls, answer_id: str, model: str) -> Heading:
+        return cls(answer_id, int(time.time()), model)
+
     def fields(self, kind: str) -> dict[str, Any]:
         return {
             "id": self.id,
@@ -40,27 +45,19 @@ class Heading:
         }
 
 
-class ChunkShape(Protocol):
-    """One member of a chunk's `choices`, as JSON."""
+class Shape(Protocol):
+    """How one kind of completion writes its choices."""
 
-    kind: str
+    kind: str  # of an answer in one piece
+    chunk_kind: str
 
-    def delta(self, delta: Delta) -> bytes: ...
+    def chunk(self, output: Output) -> bytes:
+        """A member of a chunk's `choices`, as JSON; nothing where the output says nothing here."""
+        ...
 
-    def end(self, ended: Ended) -> bytes: ...
-
-
-@dataclass(slots=True)
-class Whole:
-    """A choice of an answer that is not streamed."""
-
-    texts: list[str] = field(default_factory=list)
-    scores: list[ScoredToken] = field(default_factory=list)
-    reason: str = "stop"
-
-    @property
-    def text(self) -> str:
-        return "".join(self.texts)
+    def choices(self, wholes: list[Whole]) -> list[dict[str, Any]]:
+        """The `choices` of an answer in one piece."""
+        ...
 
 
 def common_fields(asked: CommonRequest, caller: Caller) -> dict[str, Any]:
@@ -116,78 +113,51 @@ def usage_object(usage: Usage) -> dict[str, Any]:
         "completion_tokens": usage.completion,
         "total_tokens": usage.prompt + usage.completion,
         "prompt_tokens_details": {"cached_tokens": usage.cached},
-        "completion_tokens_details": {"reasoning_tokens": 0},
+        "completion_tokens_details": {"reasoning_tokens": usage.reasoning},
     }
 
 
-async def collect(generation: Generation) -> list[Whole]:
-    """Every choice to its end."""
-    choices = [Whole() for _ in range(generation.choices)]
-    try:
-        async for outputs in generation:
-            for output in outputs:
-                choice = choices[output.choice]
-                if isinstance(output, Delta):
-                    choice.texts.append(output.text)
-                    choice.scores += output.scores
-                else:
-                    choice.reason = output.reason
-    finally:
-        generation.close()
-    return choices
+class CompletionWriter:
+    """Writes chunks or a whole answer: all that repeats is encoded once, a chunk then costs its text."""
 
+    media_type = "text/event-stream"
 
-class ChunkWriter:
-    """Writes outputs as events: all that repeats is encoded once, a chunk then costs its text."""
-
-    def __init__(self, heading: Heading, shape: ChunkShape, usage: Callable[[], Usage] | None) -> None:
-        """`usage` is told in every chunk, where given."""
-        fields = orjson.dumps(heading.fields(shape.kind))
+    def __init__(self, heading: Heading, shape: Shape, options: StreamOptions | None) -> None:
+        """The usage is told at the end of a stream, or in every chunk, as `options` say."""
+        fields = orjson.dumps(heading.fields(shape.chunk_kind))
         self._head = b"data: " + fields[:-1] + b',"choices":['
+        self._heading = heading
         self._shape = shape
-        self._usage = usage
+        self._include_usage = options is not None and bool(options.include_usage)
+        self._continuous = (
+            self._include_usage and options is not None and bool(options.continuous_usage_stats)
+        )
 
-    def write(self, outputs: list[Output]) -> bytes:
-        tail = b"]}\n\n" if self._usage is None else self._usage_tail(self._usage())
+    def ping(self) -> bytes:
+        return PING
+
+    def start(self, usage: Usage) -> bytes:
+        """Nothing: clients take the first chunk for the first token."""
+        return b""
+
+    def write(self, outputs: list[Output], usage: Usage) -> bytes:
+        tail = self._usage_tail(usage) if self._continuous else b"]}\n\n"
         if len(outputs) == 1:
-            return self._head + self._choice(outputs[0]) + tail
-        return b"".join([self._head + self._choice(output) + tail for output in outputs])
+            choice = self._shape.chunk(outputs[0])
+            return self._head + choice + tail if choice else b""
+        choices = [choice for output in outputs if (choice := self._shape.chunk(output))]
+        return b"".join([self._head + choice + tail for choice in choices])
 
-    def write_usage(self, usage: Usage) -> bytes:
-        """The chunk without choices that ends a stream which asked for its usage."""
-        return self._head + self._usage_tail(usage)
+    def end(self, usage: Usage) -> bytes:
+        """The chunk without choices that tells the usage, where that was asked for, and the mark."""
+        return self._head + self._usage_tail(usage) + DONE if self._include_usage else DONE
 
-    def _choice(self, output: Output) -> bytes:
-        return self._shape.delta(output) if isinstance(output, Delta) else self._shape.end(output)
+    def fail(self, error: Exception) -> bytes:
+        return b"data: " + openai_error(problem_of(error)) + b"\n\n" + DONE
+
+    def whole(self, choices: list[Whole], usage: Usage) -> Mapping[str, Any]:
+        fields = self._heading.fields(self._shape.kind)
+        return {**fields, "choices": self._shape.choices(choices), "usage": usage_object(usage)}
 
     def _usage_tail(self, usage: Usage) -> bytes:
         return b'],"usage":' + orjson.dumps(usage_object(usage)) + b"}\n\n"
-
-
-async def stream_events(
-    generation: Generation, writer: ChunkWriter, *, include_usage: bool
-) -> AsyncGenerator[bytes, None]:
-    """The events of a stream up to `[DONE]`; a failure on the way is an event as well."""
-    try:
-        async for outputs in generation:
-            yield writer.write(outputs)
-        last = writer.write_usage(generation.usage) if include_usage else b""
-    except Exception as error:  # the status is long sent; the client must still learn of it
-        _, body = describe(error)
-        last = b"data: " + body + b"\n\n"
-    yield last + DONE
-
-
-def answer_headers(heading: Heading, generation: Generation) -> dict[str, str]:
-    """The id by which the request's timeline is found, and when its first token was predicted."""
-    return {
-        "x-request-id": heading.id,
-        "x-tokenspeed-predicted-ttft-ms": f"{1000.0 * generation.predicted:.1f}",
-    }
-
-
-def whole_answer(
-    heading: Heading, kind: str, choices: list[dict[str, Any]], usage: Usage
-) -> Mapping[str, Any]:
-    """The object of an answer that is not streamed."""
-    return {**heading.fields(kind), "choices": choices, "usage": usage_object(usage)}

@@ -36,8 +36,12 @@ class EventStream(EventSourceResponse):
         headers: Mapping[str, str],
         ping_seconds: float,
         close: Callable[[], None],
+        ping: Callable[[], bytes],
+        media_type: str = "text/event-stream",
     ) -> None:
-        super().__init__(events, headers=headers, ping=ping_seconds)
+        """After `ping_seconds` of silence what `ping` gives is sent; where that is empty, nothing."""
+        super().__init__(events, headers=headers, ping=ping_seconds, media_type=media_type)
+        self._make_ping = ping
         self._events = events
         self._close = close
         self._pinging = asyncio.Lock()  # held while a ping is sent, so that the end comes after it
@@ -74,9 +78,9 @@ class EventStream(EventSourceResponse):
             await asyncio.sleep(self._last_sent + self.ping_interval - time())
             if time() - self._last_sent < self.ping_interval:
                 continue
-            if self.active and not self._writing:
+            if self.active and not self._writing and (event := self._make_ping()):
                 async with self._pinging:
-                    await self._send_body({"type": "http.response.body", "body": PING, "more_body": True})
+                    await self._send_body({"type": "http.response.body", "body": event, "more_body": True})
             self._last_sent = time()
 
     async def _after_ping(self) -> None:

@@ -17,19 +17,10 @@ from tokenspeed.errors import RequestError
 
 # Values beside null and the empty ones that ask for nothing.
 OFF: Mapping[str, tuple[Any, ...]] = {
-    "response_format": ({"type": "text"},),
-    "tool_choice": ("none", "auto"),
-    "function_call": ("none", "auto"),
-    "functions": (),
     "modalities": (["text"],),
     "audio": (),
     "web_search_options": (),
     "text": ({"format": {"type": "text"}},),
-    "guided_json": (),
-    "guided_regex": (),
-    "guided_choice": (),
-    "guided_grammar": (),
-    "structured_outputs": (),
     "grammar": (),
     "json_schema": (),
     "use_beam_search": (),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Iterable, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from tokenspeed.core.request import (
     Event,
@@ -24,6 +24,7 @@ from tokenspeed.engine.engine import Engine
 from tokenspeed.engine.streams import Stream
 from tokenspeed.errors import EngineError, RequestError
 from tokenspeed.generation.merge import Merged
+from tokenspeed.generation.outputs import Delta, Ended, Output, Reason, Usage
 from tokenspeed.generation.request import (
     ChatPrompt,
     FillPrompt,
@@ -44,35 +45,6 @@ from tokenspeed.text.tokenizer import Tokenizer
 
 # Longer prompts are tokenised in a thread, so that no stream waits for them; about 5 ms of work.
 INLINE_CHARACTERS = 50_000
-
-
-class Delta(NamedTuple):
-    """More text of a choice, and the scores of its tokens if they were asked for; `held` of its tokens were
-    drafts."""
-
-    choice: int
-    text: str
-    scores: tuple[ScoredToken, ...]
-    held: int = 0
-
-
-class Ended(NamedTuple):
-    """The end of a choice; `stop` is the string or token id that it was found at, if not the model's own."""
-
-    choice: int
-    reason: Literal["stop", "length"]
-    stop: str | int | None
-
-
-Output = Delta | Ended
-
-
-class Usage(NamedTuple):
-    """Tokens so far, over all choices; every prompt counts once. `cached` of its tokens were remembered."""
-
-    prompt: int
-    completion: int
-    cached: int
 
 
 class EncodedPrompt(NamedTuple):
@@ -348,7 +320,7 @@ class Generation:
         if state.stop is not None:  # the held-back end of a character completed it
             ends.append(Ended(choice, "stop", state.stop))
         else:
-            reason: Literal["stop", "length"] = "stop" if event.reason is FinishReason.STOP else "length"
+            reason: Reason = "stop" if event.reason is FinishReason.STOP else "length"
             ends.append(Ended(choice, reason, event.stop_id if asked_for else None))
 
     def _take_prompt_scores(self, prompt: int, event: PromptScored) -> None:

@@ -13,6 +13,8 @@ from typing import Any
 from tokenspeed.core.request import Sampling
 from tokenspeed.errors import ContextLengthError, RequestError
 from tokenspeed.options import option
+from tokenspeed.text.formats import Format
+from tokenspeed.text.parsing.parts import Tool
 
 MAX_LOGIT_BIAS = 1024  # entries; each is applied to every draw of the request
 GREEDY_BELOW = 1e-5  # a temperature under this would only overflow the logits
@@ -68,6 +70,17 @@ Prompt = TokenPrompt | TextPrompt | ChatPrompt | FillPrompt
 
 
 @dataclass(frozen=True, slots=True)
+class ToolUse:
+    """Tools that the model may call. It must call some if `required`, that one if `only` names one, and it
+    calls one at most unless `parallel`."""
+
+    tools: tuple[Tool, ...]
+    required: bool = False
+    only: str | None = None
+    parallel: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class SamplingFields:
     """`Sampling` as a client asks for it; None takes the model's default."""
 
@@ -90,6 +103,7 @@ class GenerationRequest:
     is the number of alternatives beside each token, None for no log-probabilities at all. `account` is whose
     shares and caps it counts against. The first token is wanted within `deadline` seconds of its arrival,
     and it is refused at once if that cannot be; None has no hurry. Without `speculation` no drafts are used.
+    The answer is held to `format`, and calls of `tools` to the schemas of these.
     """
 
     id: str
@@ -108,6 +122,8 @@ class GenerationRequest:
     account: str = ""
     deadline: float | None = None
     speculation: bool = True
+    format: Format | None = None
+    tools: ToolUse | None = None
     names: Mapping[str, str] = field(default_factory=dict)
 
     def name(self, neutral: str) -> str:
