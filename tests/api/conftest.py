@@ -24,7 +24,7 @@ from tokenspeed.api.models import ServedModel
 from tokenspeed.api.options import KeyOptions, ServerOptions
 from tokenspeed.core.accounts import Account
 from tokenspeed.core.costs import Costs
-from tokenspeed.core.plan import Capacity, StepPlan, StepResult
+from tokenspeed.core.plan import Capacity, Draw, StepPlan, StepResult
 from tokenspeed.core.policy import SchedulerOptions
 from tokenspeed.core.request import Request, Sampling
 from tokenspeed.core.scheduler import Scheduler
@@ -132,6 +132,28 @@ class Gate:
         return await self.inner.submit(plan)
 
 
+class Script:
+    """A model that says what it is told to: `texts`, one for each choice in the order in which they begin.
+
+    A text is spelled in the tokens of its encoding, special ones included, and followed by the end of the text.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, texts: Sequence[str] = ()) -> None:
+        self.texts = list(texts)
+        self._tokenizer = tokenizer
+        self._choices: dict[int, tuple[int, list[int]]] = {}  # by seed: the first position, and all tokens
+
+    def says(self, draw: Draw) -> int:
+        if draw.seed not in self._choices:
+            tokens = self._tokenizer.encode(self.texts.pop(0), add_special=False)
+            self._choices[draw.seed] = (draw.position, tokens)
+        first, tokens = self._choices[draw.seed]
+        index = draw.position - first
+        end = self._tokenizer.eos_id
+        assert end is not None
+        return tokens[index] if index < len(tokens) else end
+
+
 @dataclass
 class Answer:
     """What a direct call to the application gave."""
@@ -226,6 +248,7 @@ class Server:
     noticed: asyncio.Event  # set by whatever the engine does
     generator: Generator
     tokenizer: Tokenizer
+    script: Script
     failing: list[str] = field(default_factory=list)  # while it holds anything, every step fails
 
     def call(self, path: str, body: Any, **how: Any) -> Call:
@@ -269,15 +292,21 @@ async def serve(
     scheduler_options: SchedulerOptions | None = None,
     defaults: Sampling | None = None,
     tokenizer: Tokenizer | None = None,
+    script: Sequence[str] | None = None,
+    template: str = TEMPLATE,
+    context: int = CONTEXT,
 ) -> AsyncIterator[Server]:
-    """A running server without a socket."""
+    """A running server without a socket. Where there is a `script` the model says its texts, one for each
+    choice; more can be added to `Server.script.texts`."""
     tokenizer = tokenizer or make_tokenizer(tuple(special or SPECIAL + FIM))
     failing: list[str] = []
+    scripted = Script(tokenizer, script or ())
     sim = SimBackend(
-        Capacity(blocks=256, block_size=16, max_context=CONTEXT),
+        Capacity(blocks=max(256, context // 4), block_size=16, max_context=context),
         vocabulary=tokenizer.vocab_size,
         costs=Costs(0.0, 0.0, 0.0, 0.0, 0.0),
         fails=lambda plan: bool(failing),
+        says=None if script is None else scripted.says,
     )
     noticed = asyncio.Event()
     gate = Gate(sim, noticed)
@@ -293,16 +322,16 @@ async def serve(
     generator = Generator(
         engine,
         tokenizer,
-        ChatTemplate({"default": TEMPLATE}),
+        ChatTemplate({"default": template}),
         eos_ids=tokenizer.eos_ids,
         defaults=defaults or Sampling(temperature=0.0),
         limits=limits or Limits(max_tokens=400),
-        model_max_context=CONTEXT,
+        model_max_context=context,
         vocab_size=tokenizer.vocab_size,
     )
     app = create_app(
         generator,
-        model=ServedModel(NAME, "somewhere/tiny", CONTEXT, 1_700_000_000),
+        model=ServedModel(NAME, "somewhere/tiny", context, 1_700_000_000),
         options=options or ServerOptions(),
         registry=registry,
         ready=lambda: engine.ready,
@@ -310,7 +339,7 @@ async def serve(
         timeline=timelines.get,
     )
     try:
-        yield Server(app, engine, gate, noticed, generator, tokenizer, failing)
+        yield Server(app, engine, gate, noticed, generator, tokenizer, scripted, failing)
     finally:
         gate.open()
         await engine.stop()
