@@ -105,6 +105,7 @@ class CpuBackend:
             with self._lock:
                 self._closed = True
             self._refuse_waiting()
+            self._executor.close()
             for decoder in self._decoders:
                 decoder.close()
             self._ended.set_result(None)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from tokenspeed.backend.guessing import Guesser
+from tokenspeed.backend.masks import NO_MASKS, Masked, fill_masks, is_masked
 from tokenspeed.backend.results import SOURCE_FAILED, draws_of, result_of
 from tokenspeed.core.plan import Row, RowResult, StepPlan, StepResult
 from tokenspeed.core.request import TokenLogprob
@@ -28,6 +31,7 @@ class Executor:
         self._vocab_size = vocab_size
         self._guesser = guesser
         self._sampled: dict[int, int] = {}  # row of the last plan -> the last token it sampled
+        self._masking = ThreadPoolExecutor(1, thread_name_prefix="masks")
         self._ended: float | None = None  # when the last step did, on the clock of `perf_counter`
 
     def execute(self, plan: StepPlan) -> StepResult:
@@ -39,6 +43,10 @@ class Executor:
         finally:
             self._ended = time.perf_counter()
         return StepResult(tuple(results), self._ended - started, idle)
+
+    def close(self) -> None:
+        """After the last step."""
+        self._masking.shutdown()
 
     def _results(self, planned: Sequence[Row]) -> list[RowResult]:
         sampled, self._sampled = self._sampled, {}
@@ -73,16 +81,28 @@ class Executor:
 
     def _compute(self, rows: Sequence[Row]) -> list[RowResult]:
         layout = self._batcher.layout(rows)
+        filling = self._fill_masks(rows)
         logits = self._decoder.forward(layout.batch)
         draws = [draw for row in rows for draw in draws_of(row)]
-        drawn = iter(sample(logits[: layout.drawn], draws))
+        numbers, masks, refused = filling.result() if filling is not None else NO_MASKS
+        drawn = iter(sample(logits[: layout.drawn], draws, dict(zip(numbers, masks, strict=True))))
         scored = iter(_scores(logits[layout.drawn :], rows))
         results = []
         for row in rows:
             verified = [] if row.draw is None else [next(drawn) for _ in range(1 + len(row.drafts))]
             result = result_of(row, verified, [next(scored) for _ in row.targets])
             results.append(result._replace(guessed=row.drafts) if row.guess else result)
+        for number, fault in refused.items():
+            results[number] = RowResult(error=fault)
         return results
+
+    def _fill_masks(self, rows: Sequence[Row]) -> Future[Masked] | None:
+        """Begin to fill the masks of rows that a grammar holds, while the decoder runs."""
+        if not any(map(is_masked, rows)):
+            return None
+        counts = [0 if row.draw is None else 1 + len(row.drafts) for row in rows]
+        firsts = list(accumulate(counts, initial=0))
+        return self._masking.submit(fill_masks, rows, firsts, self._vocab_size)
 
 
 def _followed(row: Row, token: int) -> Row:

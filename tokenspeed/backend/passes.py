@@ -14,8 +14,10 @@ from torch import Tensor
 from gpu.table import Ops
 from tokenspeed.backend.graphs import Graphs
 from tokenspeed.backend.marks import Mark
+from tokenspeed.backend.masks import ALL, Masked, fill_masks, is_masked, words_of
 from tokenspeed.backend.packing import Columns, Guessed, Packed, Packer
 from tokenspeed.backend.results import draws_of
+from tokenspeed.core.constraint import Masks
 from tokenspeed.core.plan import Draw, Row
 from tokenspeed.model.cuda.drawing import (
     RANKED_AT_ONCE,
@@ -48,6 +50,7 @@ class Pass:
     logits: int  # that are computed, those of padding included
     step: StepTensors  # its arrays on the device, until another pass of the same network is sent
     few: bool = False  # made by `verify`: a logit after every token
+    masked: Masked | None = None
     ranked: dict[int, tuple[Ranked, int]] = field(default_factory=dict)  # by logit; its row there
     scored: list[tuple[Ranked, int]] = field(default_factory=list)  # for each target, in order
 
@@ -244,11 +247,23 @@ class Passes:
         draws = made.draws[first : first + count]
         raws = [] if self._packer.plain else _raws(logits, draws)
         if not self._packer.plain and (given := adjustments_of(draws)) is not None:
-            adjust(self.ops, logits, given)
+            adjust(self.ops, logits, given, self._masks(made, first, count))
         self._sample(logits, made.step, first, made.logits)
         for raw, numbers in raws:
             ranked = raw.ranked(self.own[first : first + count])
             made.ranked |= {first + number: (ranked, row) for row, number in enumerate(numbers)}
+
+    def _masks(self, made: Pass, first: int, count: int) -> Masks | None:
+        """Those of `count` logits from `first` on; they are filled while the device computes the logits."""
+        if made.masked is None:
+            if not any(map(is_masked, made.order.rows)):
+                return None
+            made.masked = fill_masks(made.order.rows, made.firsts, self.network.spec.vocab_size)
+        masks = np.full((count, words_of(self.network.spec.vocab_size)), ALL, np.int32)
+        for number, mask in zip(made.masked.numbers, made.masked.masks, strict=True):
+            if first <= number < first + count:
+                masks[number - first] = mask
+        return masks
 
     def _sample(self, logits: Tensor, step: StepTensors, first: int, total: int) -> None:
         """Enqueue the draws themselves, of a pass with `total` logits."""

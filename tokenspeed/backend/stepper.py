@@ -150,6 +150,8 @@ class Stepper:
             rows, guesses = self._guesser.guess(rows)
             columns = columns_of(rows)
         made = self._enqueue(rows, columns, sources, guesses)
+        if made.masked is not None:
+            faults |= {made.order.places[at]: fault for at, fault in made.masked.faults.items()}
         self._logit_of = _logits_of(made)
         drawn = self._returned.fetch(2 * made.logits).reshape(2, made.logits)
         ended.set()

@@ -32,7 +32,7 @@ def carry_drafts(
         for sequence in ready:
             tables.follow(sequence)
     for sequence, wanted in speculation.choose(ready, costs, work, room):
-        carried = _with_blocks(tables, sequence, wanted)
+        carried = _with_blocks(tables, sequence, _fitting(sequence, wanted))
         if carried.drafts or carried.guess:
             planning.carry(sequence, carried)
             work = work.with_drafts(len(carried.drafts), carried.guess, len(carried.behind))
@@ -69,6 +69,13 @@ def take_carried(
         until = row.start + 1 + min(held, len(given.guessed) - 1)  # it has not computed its last guess
     if until > row.caught:
         tables.caught_up(sequence, row.caught, until)
+
+
+def _fitting(sequence: Sequence, carried: Carried) -> Carried:
+    """What a grammar lets follow of the drafts; what is guessed is seen only as it is verified."""
+    if sequence.constraint is None or not carried.drafts:
+        return carried
+    return carried._replace(drafts=carried.drafts[: sequence.constraint.fitting(carried.drafts)])
 
 
 def _with_blocks(tables: BlockTables, sequence: Sequence, carried: Carried) -> Carried:

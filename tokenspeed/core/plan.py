@@ -6,6 +6,7 @@ from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from tokenspeed.core.constraint import Constraint
 from tokenspeed.core.request import Sampling, TokenLogprob
 
 
@@ -22,6 +23,7 @@ class Draw(NamedTuple):
     prompt: tuple[int, ...] = ()
     generated: tuple[int, ...] = ()
     banned: tuple[int, ...] = ()  # tokens that must not be drawn here (stop ids before `min_tokens`)
+    constraint: Constraint | None = None  # whose masks say what may be drawn here and after drafts
 
 
 class Row(NamedTuple):

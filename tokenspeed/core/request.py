@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
+
+from tokenspeed.core.constraint import Constraint
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +47,7 @@ class Request:
     seconds of the engine's clock; by the deadline its first token is wanted, or it is refused at once.
     `prompt_logprobs` asks for the log-probabilities of the prompt's own tokens with that many alternatives
     (None: not wanted). Choice i draws with `sampling.seed + i`. Without `speculation` it carries no drafts,
-    which changes nothing but the time that it takes.
+    which changes nothing but the time that it takes. Each choice is held to a `constraint` of its own.
     """
 
     id: str
@@ -60,6 +63,7 @@ class Request:
     deadline: float | None = None
     prompt_logprobs: int | None = None
     speculation: bool = True
+    constraint: Callable[[], Constraint] | None = None
 
 
 class TokenLogprob(NamedTuple):

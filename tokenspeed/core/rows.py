@@ -14,10 +14,14 @@ _new = tuple.__new__
 
 
 class Flight(NamedTuple):
-    """A planned step: whose its rows are, each with the epoch it was in, and the work they make."""
+    """A planned step: whose its rows are, each with the epoch it was in, and the work they make.
+
+    So many of them are `held` to a grammar: what follows is planned once their tokens are known.
+    """
 
     owners: list[tuple[Sequence, int]]
     work: Work
+    held: int = 0
 
     @property
     def verifies(self) -> bool:
@@ -32,12 +36,16 @@ class Planning:
         self.rows: list[Row] = []
         self.owners: list[tuple[Sequence, int]] = []
         self.planned: set[int] = set()  # sequences that have a row
+        self.held = 0  # rows that a grammar holds
 
     def add(self, sequence: Sequence, count: int) -> None:
         """A row for the next `count` tokens of a sequence, whose blocks are there."""
         self.planned.add(sequence.id)
         self.owners.append((sequence, sequence.epoch))
-        self.rows.append(next_row(sequence, count, len(self.rows)))
+        row = next_row(sequence, count, len(self.rows))
+        self.rows.append(row)
+        if row.draw is not None and row.draw.constraint is not None:
+            self.held += 1
 
     def carry(self, sequence: Sequence, carried: Carried) -> None:
         """Let a sequence's row carry drafts, for which there are blocks, or let the draft model catch up."""
@@ -64,7 +72,7 @@ class Planning:
 
 def may_run_ahead(sequence: Sequence) -> bool:
     """Whether the next row can be planned before the token in flight is known."""
-    if sequence.penalised:
+    if sequence.penalised or sequence.held:
         return False  # a draw that looks at the tokens before it needs them all
     return len(sequence.tokens) + sequence.in_flight < sequence.limit
 
@@ -97,10 +105,11 @@ def _draw(sequence: Sequence, position: int) -> Draw:
     request = sequence.request
     sampling = request.sampling
     early = position < sequence.prompt_length + request.min_tokens
-    if not (early or sequence.penalised):
-        return _new(Draw, (sampling, sequence.seed, position, (), (), ()))
+    if not (early or sequence.penalised or sequence.constraint):
+        return _new(Draw, (sampling, sequence.seed, position, (), (), (), None))
+    constraint = sequence.constraint if sequence.held else None
     banned = tuple(sorted(request.stop_ids)) if early else ()
     if not sequence.penalised:
-        return Draw(sampling, sequence.seed, position, banned=banned)
+        return Draw(sampling, sequence.seed, position, banned=banned, constraint=constraint)
     generated = tuple(sequence.tokens[sequence.prompt_length :])
-    return Draw(sampling, sequence.seed, position, request.prompt, generated, banned)
+    return Draw(sampling, sequence.seed, position, request.prompt, generated, banned, constraint)

@@ -23,7 +23,7 @@ from tokenspeed.core.rows import Flight, Planning, may_run_ahead
 from tokenspeed.core.sequence import Sequence
 from tokenspeed.core.speculation import Speculation, SpeculationOptions
 from tokenspeed.core.tables import BlockTables
-from tokenspeed.core.taking import Ending, Happening, take_drafts, take_scores, take_token
+from tokenspeed.core.taking import Ending, Happening, take_allowed, take_drafts, take_scores, take_token
 from tokenspeed.errors import RequestError
 
 NO_ACCOUNTS: Mapping[str, Account] = MappingProxyType({})
@@ -150,7 +150,7 @@ class Scheduler:
         self.speculation.allow(seconds)
         self._last_plan += 1
         self._busy_until = (max(self._busy_until, now) if self._flight else now) + seconds
-        self._flight[self._last_plan] = Flight(planning.owners, work)
+        self._flight[self._last_plan] = Flight(planning.owners, work, planning.held)
         self._charge(planning, now)
         return StepPlan(self._last_plan, tuple(planning.rows), seconds, work.verifies > 0)
 
@@ -159,12 +159,13 @@ class Scheduler:
         events: list[Happening] = []
         size = self.capacity.block_size
         drafts_held, speculation = 0, self.speculation
-        owners, work = self._flight.pop(plan.number)
+        owners, work, _ = self._flight.pop(plan.number)
         self.costs.observe(work, result.seconds)
         for row, given, (sequence, epoch) in zip(plan.rows, result.rows, owners, strict=True):
             if sequence.epoch != epoch:
                 continue  # it ended, or was preempted, while the step ran
             sequence.computed += len(row.tokens)
+            given = take_allowed(sequence, given)
             held = take_drafts(sequence, given) if len(given.tokens) > 1 else 0
             drafts_held += held
             if row.drafts or row.guess or row.behind:
@@ -177,6 +178,8 @@ class Scheduler:
                 take_scores(sequence, given, events)
             if (ending := take_token(sequence, row, given, held, events)) is not None:
                 events.append((sequence, self._finish(sequence, ending)))
+            elif sequence.in_flight and sequence.held:  # it has become so with this very token
+                sequence.recall()
             learns = sequence.speculates and (sequence.prospects is not None or speculation.takes_more)
             if learns and row.draw is not None and sequence.epoch == epoch:
                 speculation.learn(sequence, row, given.guessed, held, held + 1)
@@ -219,6 +222,8 @@ class Scheduler:
 
     def _waits(self) -> bool:
         """Whether the next step needs what those in flight give."""
+        if any(flight.held and self._waits_for_held(flight) for flight in self._flight.values()):
+            return True
         if not self.speculation.active:
             return False
         if any(flight.verifies for flight in self._flight.values()):
@@ -226,6 +231,12 @@ class Scheduler:
         running = self._queues.running
         room = room_for_drafts(self.options, len(running), beside=len(self._queues.waiting) > 0)
         return self.speculation.waits(running.values(), self.costs.costs, room)
+
+    def _waits_for_held(self, flight: Flight) -> bool:
+        """Whether rows that a grammar holds, which can be in the next step only if it waits, give more tokens
+        a second if it does than all lose by the gap."""
+        rows, held = flight.work.rows, flight.held
+        return held * self.costs.costs.seconds(flight.work) > (2 * rows - held) * self.speculation.gap
 
     # -- who prefills, and how much -----------------------------------------------------------------
 

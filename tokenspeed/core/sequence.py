@@ -22,6 +22,7 @@ class Sequence:
         "caught",
         "choice",
         "computed",
+        "constraint",
         "due",
         "epoch",
         "foretold",
@@ -56,6 +57,7 @@ class Sequence:
         self.due = due
         self.penalised = request.sampling.penalised
         self.seed = request.sampling.seed + choice
+        self.constraint = None if request.constraint is None else request.constraint()
         self.tokens = list(request.prompt)
         self.prompt_length = len(request.prompt)
         self.limit = self.prompt_length + request.max_tokens  # most tokens it may have
@@ -85,6 +87,17 @@ class Sequence:
         self.published = 0  # of its blocks, how many others may find
         self.node = ROOT
         self.scoring: list[TokenLogprob] = []  # log-probabilities of the prompt so far
+
+    def recall(self) -> None:
+        """What is in flight was drawn from more than may follow: as if it had not been planned."""
+        self.epoch += 1
+        self.planned = self.computed
+        self.in_flight = 0
+
+    @property
+    def held(self) -> bool:
+        """Whether its next draw is from less than the whole vocabulary."""
+        return self.constraint is not None and self.constraint.active
 
     @property
     def pending(self) -> int:

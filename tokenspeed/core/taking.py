@@ -19,6 +19,17 @@ class Ending(NamedTuple):
     error: str | None = None
 
 
+def take_allowed(sequence: Sequence, given: RowResult) -> RowResult:
+    """Of what the row gave that which a grammar lets stand; the grammar goes on with it."""
+    constraint = sequence.constraint
+    if constraint is None or not given.tokens:
+        return given
+    kept = constraint.take(given.tokens)
+    if kept == len(given.tokens):
+        return given
+    return given._replace(tokens=given.tokens[:kept], logprobs=given.logprobs and given.logprobs[:kept])
+
+
 def take_drafts(sequence: Sequence, given: RowResult) -> int:
     """Drafts that held are tokens, and computed; their number. What follows a stop id is nothing."""
     drafts, stops = given.tokens[:-1], sequence.request.stop_ids

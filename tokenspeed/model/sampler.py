@@ -8,7 +8,8 @@ logits as they came, before all of that.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +23,7 @@ from tokenspeed.model.ranking import Ids, Logits, Sums, nucleus, pick, pick_each
 
 NOT_FINITE = "the logits were not finite"
 NOTHING_ALLOWED = "no token is left to sample: all are banned"
+Mask = NDArray[np.int32]  # [words]
 AT_ONCE = 1 << 22  # logits weighed together: 16 MiB of them
 COLDEST = 1e-30  # a temperature below this divides differences of logits to infinity just the same
 
@@ -34,17 +36,26 @@ class Sampled(NamedTuple):
     error: str | None = None
 
 
-def sample(logits: Tensor, draws: Sequence[Draw]) -> list[Sampled]:
+def sample(
+    logits: Tensor, draws: Sequence[Draw], masks: Mapping[int, Mask] = MappingProxyType({})
+) -> list[Sampled]:
     """One token for each row of `logits` (float32 [rows, vocab]), drawn as its `Draw` says.
 
     A draw depends on its own row, `sampling`, `seed` and `position` alone. Equal logits rank by id, lowest
-    first. A row with a NaN, an infinity above or no finite logit is an error of that row.
+    first. `masks`, by number of the draw, say what may be drawn: bit i % 32 of word i // 32 allows token i;
+    the logits of masked rows may be changed. A row with a NaN, an infinity above or no finite logit is an
+    error of that row.
     """
     rows: Logits = logits.cpu().numpy()
+    for number, mask in masks.items():
+        if _is_untouched(draws[number]) and math.isfinite(rows[number].max()):
+            _forbid(rows[number], mask)  # nobody asks what the model itself thought
     plain = [number for number, draw in enumerate(draws) if _is_plain(draw)]
     free = [number for number, draw in enumerate(draws) if _is_free(draw)]
     others = sorted({*range(len(draws))} - {*plain, *free})
-    sampled: dict[int, Sampled] = {number: _sample_row(rows[number], draws[number]) for number in others}
+    sampled: dict[int, Sampled] = {
+        number: _sample_row(rows[number], draws[number], masks.get(number)) for number in others
+    }
     # Most rows need no more than this, and all of them at once.
     for numbers in _in_parts(plain, rows.shape[1]):
         sampled |= zip(numbers, _greedy(_rows(rows, numbers)), strict=True)
@@ -133,13 +144,16 @@ def _told(tokens: Ids, finite: NDArray[np.bool_]) -> list[Sampled]:
     return sampled
 
 
-def _sample_row(row: Logits, draw: Draw) -> Sampled:
+def _sample_row(row: Logits, draw: Draw, mask: Mask | None = None) -> Sampled:
     sampling = draw.sampling
     if not math.isfinite(row.max()):
         return Sampled(0, error=NOT_FINITE)
     if beyond := [token for token, _ in sampling.logit_bias if not 0 <= token < len(row)]:
         return Sampled(0, error=f"logit_bias names token {beyond[0]}, but the vocabulary has {len(row)}")
     adjusted = _adjusted(row, draw)
+    if mask is not None:
+        adjusted = row.copy() if adjusted is row else adjusted
+        _forbid(adjusted, mask)
     peak = float(adjusted.max())
     if not math.isfinite(peak):
         return Sampled(0, error=NOTHING_ALLOWED if peak == -math.inf else NOT_FINITE)
@@ -166,6 +180,12 @@ def _adjusted(row: Logits, draw: Draw) -> Logits:
         row[token] += np.float32(bias)
     row[[token for token in draw.banned if 0 <= token < len(row)]] = -np.inf
     return row
+
+
+def _forbid(logits: Logits, mask: Mask) -> None:
+    """Make what the mask does not allow impossible, in place."""
+    allowed = np.unpackbits(mask.view(np.uint8), bitorder="little")[: len(logits)]
+    np.putmask(logits, allowed == 0, -np.inf)
 
 
 def _draw(logits: Logits, peak: float, draw: Draw) -> int:

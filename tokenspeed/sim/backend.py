@@ -24,6 +24,7 @@ _MIX = np.uint64(0xBF58476D1CE4E5B9)
 _SHIFT = np.uint64(31)
 _EMPTY = np.uint64(0)
 Hashes = NDArray[np.uint64]
+Allowed = NDArray[np.intp] | None
 LOST = "the draft model has not computed the sequence up to where the row says"
 
 
@@ -38,11 +39,20 @@ def _slot_values(tokens: NDArray[np.int64], start: int) -> Hashes:
     return _mix((tokens.astype(np.uint64) + np.uint64(1)) * _ODD + positions) | np.uint64(1)
 
 
-def _sampled(context: Hashes, sampling: Sampling, seed: int, vocabulary: int, banned: tuple[int, ...]) -> int:
+def _sampled(
+    context: Hashes,
+    sampling: Sampling,
+    seed: int,
+    vocabulary: int,
+    banned: tuple[int, ...],
+    allowed: Allowed = None,
+) -> int:
     weights = np.arange(1, 2 * len(context), 2, dtype=np.uint64)
     state = int(_mix(np.array([(context * weights).sum(dtype=np.uint64)], np.uint64))[0])
     if sampling.temperature > 0:
         state = hash((state, seed))
+    if allowed is not None:
+        return int(allowed[state % len(allowed)]) if len(allowed) else 0
     token = state % vocabulary
     while token in banned:
         token = (token + 1) % vocabulary
@@ -213,7 +223,7 @@ class SimBackend:
         scored = tuple(TokenLogprob(target, -1.0) for target in row.targets)
         if row.draw is None:
             return RowResult(scored=scored)
-        token = self._draw(context, row.draw)
+        token = self._draw(context, row.draw, self._allowed(row)[0])
         logprobs = None if row.draw.sampling.logprobs is None else (TokenLogprob(token, -1.0),)
         return RowResult((token,), logprobs, scored)
 
@@ -223,16 +233,29 @@ class SimBackend:
         if (context == _EMPTY).any():
             return RowResult(error="the row attends a slot that was never written")
         tokens: list[int] = []
+        allowed = self._allowed(row)
         for ahead, draft in enumerate((*row.drafts, None)):
-            tokens.append(self._draw(context[: row.start + 1 + ahead], draw))
+            tokens.append(self._draw(context[: row.start + 1 + ahead], draw, allowed[ahead]))
             if tokens[-1] != draft:
                 break
         asked = draw.sampling.logprobs is not None
         logprobs = tuple(TokenLogprob(token, -1.0) for token in tokens) if asked else None
         return RowResult(tuple(tokens), logprobs)
 
-    def _draw(self, context: Hashes, draw: Draw) -> int:
-        return _sampled(context, draw.sampling, draw.seed, self._vocabulary, draw.banned)
+    def _draw(self, context: Hashes, draw: Draw, allowed: Allowed = None) -> int:
+        return _sampled(context, draw.sampling, draw.seed, self._vocabulary, draw.banned, allowed)
+
+    def _allowed(self, row: Row) -> list[Allowed]:
+        """The tokens that a grammar allows after the row's own and after each of its drafts."""
+        constraint = None if row.draw is None else row.draw.constraint
+        if constraint is None:
+            return [None] * (1 + len(row.drafts))
+        masks = np.zeros((1 + len(row.drafts), -(-self._vocabulary // 32)), np.int32)
+        constraint.fill(masks, row.drafts)
+        return [
+            np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little")[: self._vocabulary])
+            for mask in masks
+        ]
 
 
 def _said(row: Row, says: Callable[[Draw], int]) -> RowResult:

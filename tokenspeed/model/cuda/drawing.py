@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gpu.table import Ops
+from tokenspeed.core.constraint import Masks
 from tokenspeed.core.plan import Draw
 from tokenspeed.core.request import Sampling, TokenLogprob
 from tokenspeed.model.sampler import NOT_FINITE, NOTHING_ALLOWED, Sampled
@@ -39,10 +40,10 @@ class DrawParameters:
         """For one draw a logit; None draws greedily, for nothing, and so do logits beyond those."""
         count = len(draws)
         some = draws if all(draws) else [_GREEDY if draw is None else draw for draw in draws]
-        samplings, seeds, positions, _, _, banned = zip(*some, strict=True) if count else ((),) * 6
+        samplings, seeds, positions, _, _, banned, held = zip(*some, strict=True) if count else ((),) * 7
         if samplings != self._samplings or seeds != self._seeds:
             self._remember(samplings, seeds)
-        self.plain = self._untouched and not any(banned)
+        self.plain = self._untouched and not any(banned) and not any(held)
         arrays["temperature"][count:] = 0.0
         if not self._kept:
             arrays["temperature"][:count] = 0.0  # the greatest logit needs nothing else
@@ -83,7 +84,7 @@ class Adjustments(NamedTuple):
 def is_adjusted(draw: Draw) -> bool:
     """Whether the logits are changed before the draw."""
     sampling = draw.sampling
-    return bool(sampling.logit_bias or draw.banned or sampling.penalised)
+    return bool(sampling.logit_bias or draw.banned or sampling.penalised or draw.constraint is not None)
 
 
 def adjustments_of(draws: Sequence[Draw | None]) -> Adjustments | None:
@@ -130,13 +131,14 @@ def _entries(draw: Draw) -> dict[int, tuple[int, float]]:
     return entries
 
 
-def adjust(ops: Ops, logits: Tensor, given: Adjustments) -> None:
-    """Enqueue the change of the logits."""
+def adjust(ops: Ops, logits: Tensor, given: Adjustments, masks: Masks | None = None) -> None:
+    """Enqueue the change of the logits; what `masks` [logits, words] do not allow becomes impossible."""
     starts, tokens, counts, biases, repetition, frequency, presence = (
         to_device(array, logits.device) for array in given
     )
+    mask = None if masks is None else to_device(masks, logits.device)
     kept = torch.empty(len(given.tokens), dtype=torch.float32, device=logits.device)
-    ops.adjust_logits(logits, starts, tokens, counts, biases, repetition, frequency, presence, None, kept)
+    ops.adjust_logits(logits, starts, tokens, counts, biases, repetition, frequency, presence, mask, kept)
 
 
 def to_device(array: NDArray[Any], device: torch.device) -> Tensor:

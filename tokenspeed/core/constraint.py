@@ -1,0 +1,37 @@
+"""What the tokens of an answer are held to: the seam between the scheduler and whoever knows grammars."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Masks = NDArray[np.int32]  # [draws, words]: bit i % 32 of word i // 32 allows token i
+
+
+class Constraint(Protocol):
+    """One answer's. What it says depends on the tokens that it has taken, and on nothing else.
+
+    Until it is `active` anything may follow; from then on the draws of the answer are masked. Only the loop
+    calls it, but for `fill`, which the device's threads call while a row of the answer is in a step, and then
+    the loop does not.
+    """
+
+    @property
+    def active(self) -> bool: ...
+
+    def take(self, tokens: Sequence[int]) -> int:
+        """Go on with tokens that were drawn; how many of them may stand. Those behind the one that makes it
+        active may not: they were drawn from everything."""
+        ...
+
+    def fitting(self, drafts: Sequence[int]) -> int:
+        """How many of these may be verified: none behind one that is forbidden, or that makes it active."""
+        ...
+
+    def fill(self, masks: Masks, drafts: Sequence[int]) -> str | None:
+        """Write what may follow the tokens taken, and what may follow after each of the drafts, into the rows
+        of `masks` [1 + drafts, words]; or say why that cannot be told."""
+        ...

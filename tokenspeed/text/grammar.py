@@ -1,0 +1,244 @@
+"""Answers held to a grammar: compiled once, kept, and followed token by token through llguidance.
+
+Masks are exact: of what they allow, some continuation is an answer that the grammar describes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from threading import Lock
+from typing import Any
+
+import numpy as np
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
+from llguidance.gbnf_to_lark import any_to_lark
+
+from tokenspeed.core.constraint import Masks
+from tokenspeed.errors import RequestError
+from tokenspeed.text.formats import AnyJson, Choices, Format, JsonSchema, Lark, Regex
+from tokenspeed.text.tokenizer import Tokenizer
+from tokenspeed.text.trigger import Trigger
+
+MOST_CHARS = 512 * 1024  # of a grammar's source; the largest tool lists of agents have 100,000
+KEPT_CHARS = 8 * 1024 * 1024  # of the sources of all compiled grammars that are kept
+MOST_KEPT = 256
+# Whitespace in JSON is what models write, bounded: else an unlucky draw could go on with spaces for ever.
+JSON_SPACE = r"(\n[ \t]{0,40}| )"
+# What compiling and following a grammar may take. The library's own bounds let a schema compile for seconds.
+LIMITS = LLParserLimits(
+    initial_lexer_fuel=1_000_000,
+    max_grammar_size=200_000,
+    max_lexer_states=50_000,
+    verbose_errors=False,
+)
+# Of the library's messages, what names the schema's fault.
+UNIMPLEMENTED = re.compile(r"Unimplemented keys: (\[.*\])")
+
+
+class _Words:
+    """A vocabulary as the library wants to see it."""
+
+    def __init__(self, tokenizer: Tokenizer, eos: int) -> None:
+        table = tokenizer.table(skip_special=False)
+        self.eos_token_id = eos
+        self.bos_token_id = tokenizer.bos_id
+        self.tokens = [table[token] for token in range(tokenizer.vocab_size)]
+        self.special_token_ids = sorted(tokenizer.special_ids)
+        self._encode = tokenizer.encode
+
+    def __call__(self, text: bytes | str) -> list[int]:
+        plain = text.decode(errors="replace") if isinstance(text, bytes) else text
+        return self._encode(plain, add_special=False, parse_special=False)
+
+
+class Grammars:
+    """Compiles grammars for one model and keeps those used last. Safe to use from several threads."""
+
+    def __init__(self, tokenizer: Tokenizer, *, vocab_size: int, eos_ids: Sequence[int]) -> None:
+        """Answers end with any of `eos_ids`; `vocab_size` is how many logits the model has."""
+        ends = list(eos_ids) or [0]
+        words = TokenizerWrapper(_Words(tokenizer, ends[0]))
+        self._tokens = LLTokenizer(words, n_vocab=max(vocab_size, tokenizer.vocab_size), eos_token=ends)
+        self._table = tokenizer.table(skip_special=False)
+        special = {self._table[token]: token for token in tokenizer.special_ids if self._table[token]}
+        self._special = sorted(special.items(), key=lambda item: len(item[0]), reverse=True)
+        self._kept: OrderedDict[str, LLMatcher] = OrderedDict()
+        self._chars = 0
+        self._lock = Lock()
+        self.compiled = 0  # since the start
+
+    def follow(self, source: str, trigger: Callable[[], Trigger] | None = None) -> Callable[[], Grammar]:
+        """What makes the constraint of one answer out of a grammar's `source`; it holds from the first token
+        on, or from where the answer's own `trigger` says. Raises `RequestError` for a grammar that cannot be
+        followed; a new one takes milliseconds to compile, so not in the loop."""
+        matcher = self._compiled(source)
+        if trigger is None:
+            return lambda: Grammar(matcher.deep_copy())
+        return lambda: Grammar(matcher.deep_copy(), trigger(), self._spell)
+
+    def _spell(self, text: bytes) -> list[int]:
+        """Tokens that stand for `text`, which may begin with the spelling of a special token."""
+        first = next((token for spelling, token in self._special if text.startswith(spelling)), None)
+        if first is None:
+            return self._tokens.tokenize_bytes(text)
+        return [first, *self._tokens.tokenize_bytes(text.removeprefix(self._table[first]))]
+
+    def knows(self, source: str) -> bool:
+        """Whether `follow` would have it at once."""
+        return source in self._kept
+
+    def _compiled(self, source: str) -> LLMatcher:
+        with self._lock:
+            if (known := self._kept.get(source)) is not None:
+                self._kept.move_to_end(source)
+                return known
+        if len(source) > MOST_CHARS:
+            raise _refused(f"is too large: {len(source)} characters as a grammar, the most is {MOST_CHARS}")
+        matcher = LLMatcher(self._tokens, source, limits=LIMITS, log_level=0)
+        if matcher.is_error():
+            raise _refused(_why(matcher.get_error()))
+        first = np.zeros((1, -(-self._tokens.vocab_size // 32)), np.int32)
+        if Grammar(matcher.deep_copy()).fill(first, ()) is not None or not first.any():
+            raise _refused("describes nothing that could be answered, or is too complex to follow")
+        with self._lock:
+            self.compiled += 1
+            if source not in self._kept:
+                self._kept[source] = matcher
+                self._chars += len(source)
+            while len(self._kept) > MOST_KEPT or self._chars > KEPT_CHARS:
+                oldest, _ = self._kept.popitem(last=False)
+                self._chars -= len(oldest)
+        return matcher
+
+
+class Grammar:
+    """The `Constraint` of one answer."""
+
+    __slots__ = ("_matcher", "_pending", "_spell", "_trigger")
+
+    def __init__(
+        self,
+        matcher: LLMatcher,
+        trigger: Trigger | None = None,
+        spell: Callable[[bytes], list[int]] = lambda text: [],
+    ) -> None:
+        """It holds from the first token on, or from where the trigger says; `spell` gives the tokens of what
+        it follows first then."""
+        self._matcher = matcher
+        self._trigger = trigger
+        self._spell = spell
+        self._pending: list[int] = []  # taken, and not followed yet: that is work for the device's threads
+
+    @property
+    def active(self) -> bool:
+        return self._trigger is None
+
+    def take(self, tokens: Sequence[int]) -> int:
+        if self._trigger is None:
+            self._pending += tokens
+            return len(tokens)
+        for index, token in enumerate(tokens):
+            if (opened := self._trigger.push(token)) is not None and self._opens_with(opened):
+                self._trigger = None
+                return index + 1
+        return len(tokens)
+
+    def fitting(self, drafts: Sequence[int]) -> int:
+        if self._trigger is not None:
+            return self._trigger.before(drafts)
+        return self._matcher.validate_tokens(list(drafts)) if self._follow() else 0
+
+    def fill(self, masks: Masks, drafts: Sequence[int]) -> str | None:
+        if not self._follow():
+            return "the answer left its grammar"
+        matcher, size = self._matcher, masks.shape[1] * masks.itemsize
+        followed = 0
+        for row, draft in zip(masks, (*drafts, -1), strict=True):
+            matcher.unsafe_compute_mask_ptr(row.ctypes.data, size)
+            if matcher.is_error():
+                return "the grammar is too complex to follow here"
+            # What comes after a forbidden draft is never drawn.
+            if draft < 0 or matcher.try_consume_tokens([draft]) < 1:
+                break
+            followed += 1
+        if followed:
+            matcher.rollback(followed)
+        return None
+
+    def _opens_with(self, text: bytes) -> bool:
+        """Whether the grammar can begin so, and then it does; else this was no opener."""
+        spelled = self._spell(text)
+        if self._matcher.validate_tokens(spelled) < len(spelled):
+            return False
+        self._pending = spelled
+        return True
+
+    def _follow(self) -> bool:
+        """Go on with what is pending; whether the grammar allowed all of it."""
+        if self._pending:
+            pending, self._pending = self._pending, []
+            return bool(self._matcher.consume_tokens(pending))
+        return not self._matcher.is_error()
+
+
+def answer_source(wanted: Format, before: str = "") -> str:
+    """The source of a grammar whose answers are `wanted`, behind whatever `before` describes: Lark rules,
+    with one that is called `before`."""
+    name = "before @answer" if before else "@answer"
+    main = {"name": "main", "lark_grammar": f"start: {name}\n{before}"}
+    return json.dumps({"grammars": [main, {"name": "answer", **_answer(wanted)}]}, ensure_ascii=False)
+
+
+def _answer(wanted: Format) -> dict[str, Any]:
+    match wanted:
+        case JsonSchema(schema, strict):
+            return {"json_schema": json_options(schema, strict=strict)}
+        case AnyJson():
+            return {"json_schema": json_options({"type": "object"}, strict=True)}
+        case Regex(pattern):
+            return {"lark_grammar": f"start: /{_delimited(pattern)}/"}
+        case Lark(grammar):
+            return {"lark_grammar": _lark(grammar)}
+        case Choices(options):
+            quoted = " | ".join(json.dumps(option, ensure_ascii=False) for option in options)
+            return {"lark_grammar": f"start: {quoted}"}
+
+
+def _lark(grammar: str) -> str:
+    """The grammar itself, or what it is in this syntax if it is written in llama.cpp's GBNF."""
+    try:
+        return any_to_lark(grammar)
+    except Exception as error:  # the library raises bare exceptions as well
+        raise _refused(f"cannot be read as GBNF: {' '.join(str(error).split())[:300]}") from None
+
+
+def json_options(schema: Any, *, strict: bool) -> dict[str, Any]:
+    """The schema with what the library is to make of it: bounded whitespace, and whether keywords that it
+    cannot hold an answer to are an error."""
+    if not isinstance(schema, dict):
+        schema = {} if schema else {"enum": []}
+    options: dict[str, Any] = {"whitespace_pattern": JSON_SPACE}
+    return {**schema, "x-guidance": options if strict else {**options, "lenient": True}}
+
+
+def _delimited(pattern: str) -> str:
+    """The pattern between slashes: those inside, and line breaks, are written as escapes."""
+    escaped = re.sub(r"(\\.)|/", lambda found: found.group(1) or r"\/", pattern, flags=re.DOTALL)
+    return escaped.replace("\n", r"\n").replace("\r", r"\r")
+
+
+def _why(message: str) -> str:
+    """What the library says of a grammar, in a line."""
+    if found := UNIMPLEMENTED.search(message):
+        return (
+            f"uses {', '.join(json.loads(found.group(1)))}, which answers cannot be held to; leave that out"
+        )
+    line = " ".join(message.split())
+    return f"cannot be followed: {line[:300]}"
+
+
+def _refused(problem: str) -> RequestError:
+    return RequestError(problem, code="invalid_grammar")
