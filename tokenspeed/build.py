@@ -32,8 +32,10 @@ from tokenspeed.engine.recorder import Recorder
 from tokenspeed.engine.timeline import Timelines
 from tokenspeed.errors import ModelError
 from tokenspeed.generation.generator import Generator
+from tokenspeed.generation.style import Style
 from tokenspeed.model.checkpoint import Checkpoint, FindWeights, no_weights, resolve, weight_files
 from tokenspeed.model.generation_config import GenerationDefaults
+from tokenspeed.text.grammar import Grammars
 from tokenspeed.text.template import ChatTemplate
 from tokenspeed.text.tokenizer import Tokenizer
 
@@ -99,15 +101,18 @@ def build(
     watching: list[Observer | None] = [metrics, timelines, recorder, device]
     observers = [observer for observer in watching if observer is not None]
     engine = Engine(scheduler, wrap(computing.backend), observers, clock=time.monotonic, lead=computing.lead)
+    eos_ids = defaults.eos_ids or tokenizer.eos_ids
     generator = Generator(
         engine,
         tokenizer,
         template,
-        eos_ids=defaults.eos_ids or tokenizer.eos_ids,
+        eos_ids=eos_ids,
         defaults=default_sampling(defaults),
         limits=config.limits,
         model_max_context=spec.max_context,
         vocab_size=spec.vocab_size,
+        style=Style.find(template.source, tokenizer, config.parsing),
+        grammars=Grammars(tokenizer, vocab_size=spec.vocab_size, eos_ids=sorted(eos_ids)),
     )
     app = create_app(
         generator,

@@ -19,6 +19,7 @@ from tokenspeed.core.policy import POLICIES, SchedulerOptions
 from tokenspeed.core.speculation import SpeculationOptions
 from tokenspeed.errors import ConfigError
 from tokenspeed.generation.request import Limits
+from tokenspeed.generation.style import ParsingOptions
 from tokenspeed.model.options import DEVICE_NAMES, CacheOptions, DeviceOptions, KernelOptions, ModelOptions
 
 
@@ -28,6 +29,7 @@ class Config:
 
     server: ServerOptions = field(default_factory=ServerOptions)
     model: ModelOptions = field(default_factory=ModelOptions)
+    parsing: ParsingOptions = field(default_factory=ParsingOptions)
     cache: CacheOptions = field(default_factory=CacheOptions)
     device: DeviceOptions = field(default_factory=DeviceOptions)
     kernels: KernelOptions = field(default_factory=KernelOptions)

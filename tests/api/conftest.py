@@ -36,7 +36,9 @@ from tokenspeed.engine.timeline import Timelines
 from tokenspeed.errors import RequestError
 from tokenspeed.generation.generator import Generator
 from tokenspeed.generation.request import Limits
+from tokenspeed.generation.style import Style
 from tokenspeed.sim.backend import SimBackend, continuation
+from tokenspeed.text.grammar import Grammars
 from tokenspeed.text.template import ChatTemplate
 from tokenspeed.text.tokenizer import Tokenizer
 
@@ -135,7 +137,7 @@ class Gate:
 class Script:
     """A model that says what it is told to: `texts`, one for each choice in the order in which they begin.
 
-    A text is spelled in the tokens of its encoding, special ones included, and followed by the end of the text.
+    A text is spelled in the tokens of its encoding, special ones included, and then the end of the text.
     """
 
     def __init__(self, tokenizer: Tokenizer, texts: Sequence[str] = ()) -> None:
@@ -328,6 +330,8 @@ async def serve(
         limits=limits or Limits(max_tokens=400),
         model_max_context=context,
         vocab_size=tokenizer.vocab_size,
+        style=Style.find(template, tokenizer),
+        grammars=Grammars(tokenizer, vocab_size=tokenizer.vocab_size, eos_ids=sorted(tokenizer.eos_ids)),
     )
     app = create_app(
         generator,

@@ -20,7 +20,8 @@ from tokenspeed.api.models import ServedModel
 from tokenspeed.api.options import ServerOptions
 from tokenspeed.api.pace import Pace
 from tokenspeed.api.sse import EventStream
-from tokenspeed.generation.generator import Generation, Generator
+from tokenspeed.generation.generation import Generation
+from tokenspeed.generation.generator import Generator
 from tokenspeed.generation.outputs import Output, Usage, Whole
 from tokenspeed.generation.request import GenerationRequest
 

@@ -108,7 +108,7 @@ def _draw(sequence: Sequence, position: int) -> Draw:
     if not (early or sequence.penalised or sequence.constraint):
         return _new(Draw, (sampling, sequence.seed, position, (), (), (), None))
     constraint = sequence.constraint if sequence.held else None
-    banned = tuple(sorted(request.stop_ids)) if early else ()
+    banned = tuple(sorted(request.stop_ids)) if early and constraint is None else ()
     if not sequence.penalised:
         return Draw(sampling, sequence.seed, position, banned=banned, constraint=constraint)
     generated = tuple(sequence.tokens[sequence.prompt_length :])

@@ -10,6 +10,7 @@ from tokenspeed.generation.request import GenerationRequest
 from tokenspeed.text.detokenizer import Detokenizer
 from tokenspeed.text.stops import StopStrings
 from tokenspeed.text.tokenizer import Tokenizer
+from tokenspeed.text.vocabulary import ByteTable
 
 LEAST_LOGPROB = -9999.0  # what JSON, which has no infinity, says for the logarithm of zero
 
@@ -44,9 +45,16 @@ class ChoiceText:
     __slots__ = ("_detokenizer", "_min_tokens", "_scores", "_stops", "tokens")
 
     def __init__(
-        self, tokenizer: Tokenizer, request: GenerationRequest, *, continues: bool, offset: int
+        self,
+        tokenizer: Tokenizer,
+        request: GenerationRequest,
+        *,
+        continues: bool,
+        offset: int,
+        table: ByteTable | None = None,
     ) -> None:
-        self._detokenizer = Detokenizer(tokenizer, continues=continues)
+        """`table` gives the bytes of every token, where special ones are to be shown."""
+        self._detokenizer = Detokenizer(tokenizer, continues=continues, table=table)
         self._stops = StopStrings(request.stops, include=request.include_stop) if request.stops else None
         self._scores = None if request.logprobs is None else _ScoredText(tokenizer, offset)
         self._min_tokens = request.min_tokens

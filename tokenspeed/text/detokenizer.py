@@ -6,6 +6,7 @@ from codecs import utf_8_decode
 from collections.abc import Sequence
 
 from tokenspeed.text.tokenizer import Tokenizer, spaces_in_front
+from tokenspeed.text.vocabulary import ByteTable
 
 
 class Detokenizer:
@@ -17,8 +18,16 @@ class Detokenizer:
 
     __slots__ = ("_lead", "_table", "_tail")
 
-    def __init__(self, tokenizer: Tokenizer, *, skip_special: bool = True, continues: bool = False) -> None:
-        self._table = tokenizer.table(skip_special=skip_special)
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        skip_special: bool = True,
+        continues: bool = False,
+        table: ByteTable | None = None,
+    ) -> None:
+        """`table` gives the bytes of every token, where it is another than that of the tokenizer."""
+        self._table = tokenizer.table(skip_special=skip_special) if table is None else table
         self._lead = 0 if continues else tokenizer.lead
         self._tail = b""  # the start of a character whose end has not come yet; at most 3 bytes
 

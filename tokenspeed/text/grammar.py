@@ -184,12 +184,11 @@ class Grammar:
         return not self._matcher.is_error()
 
 
-def answer_source(wanted: Format, before: str = "") -> str:
-    """The source of a grammar whose answers are `wanted`, behind whatever `before` describes: Lark rules,
-    with one that is called `before`."""
-    name = "before @answer" if before else "@answer"
-    main = {"name": "main", "lark_grammar": f"start: {name}\n{before}"}
-    return json.dumps({"grammars": [main, {"name": "answer", **_answer(wanted)}]}, ensure_ascii=False)
+def grammar_source(rules: str, answer: Format | None) -> str:
+    """The source of a grammar: Lark rules, in which `@answer` is an answer in that format."""
+    named = [] if answer is None else [{"name": "answer", **_answer(answer)}]
+    main = {"name": "main", "lark_grammar": rules}
+    return json.dumps({"grammars": [main, *named]}, ensure_ascii=False)
 
 
 def _answer(wanted: Format) -> dict[str, Any]:

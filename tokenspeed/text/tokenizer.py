@@ -63,6 +63,11 @@ class Tokenizer:
         """The bytes of every token, with special tokens standing for nothing if they are to be skipped."""
         return self._visible_bytes if skip_special else self._bytes
 
+    def showing(self, marks: Iterable[str]) -> ByteTable:
+        """The bytes of every token, with those special ones that are spelled so, and no others."""
+        shown = (token for mark in marks if (token := self._ids.get(mark)) is not None)
+        return ByteTable(self._visible_bytes | {token: self._bytes[token] for token in shown})
+
     def encode(
         self, text: str, *, add_special: bool, parse_special: bool = True, param: str | None = None
     ) -> list[int]:

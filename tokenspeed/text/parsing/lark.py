@@ -27,7 +27,7 @@ def is_text(term: str) -> bool:
 
 def json_value(schema: Mapping[str, Any]) -> str:
     """The term that matches the JSON values which `schema` admits."""
-    return f"%json {json.dumps({**schema, 'x-guidance': _SPACING})}"
+    return f"%json {json.dumps({**schema, 'x-guidance': {**_SPACING, **schema.get('x-guidance', {})}})}"
 
 
 def json_object(schema: Mapping[str, Any]) -> str:
