@@ -283,7 +283,8 @@ def _logits_of(made: Pass) -> dict[int, int]:
 
 def _plain_results(made: Pass, tokens: list[int]) -> list[RowResult]:
     """Where every row has one logit, and nothing is wrong or asked but the token."""
-    results = list(map(_row_result, zip(zip(tokens), repeat(None), repeat(()), repeat(None), repeat(()))))
+    rest = (repeat(None), repeat(()), repeat(None), repeat(()), repeat(None))
+    results = list(map(_row_result, zip(zip(tokens), *rest, strict=False)))  # the rest is endless
     if made.order.singles < len(tokens):  # else they are in the order of the plan
         results = [result for _, result in sorted(zip(made.order.places, results, strict=True))]
     if not all(made.draws):
