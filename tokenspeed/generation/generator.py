@@ -308,7 +308,7 @@ class Generation:
                 self._take_tokens(first + event.choice, event, deltas, ends)
             elif isinstance(event, Finished):
                 self._take_end(prompt, first + event.choice, event, deltas, ends)
-            else:
+            elif isinstance(event, PromptScored):
                 self._take_prompt_scores(prompt, event)
         if self._echoes:
             echoes, self._echoes = self._echoes, []
