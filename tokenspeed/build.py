@@ -31,6 +31,7 @@ from tokenspeed.engine.observer import Observer
 from tokenspeed.engine.recorder import Recorder
 from tokenspeed.engine.timeline import Timelines
 from tokenspeed.errors import ModelError
+from tokenspeed.generation.embedding import Embedder
 from tokenspeed.generation.generator import Generator
 from tokenspeed.model.checkpoint import Checkpoint, FindWeights, no_weights, resolve, weight_files
 from tokenspeed.model.generation_config import GenerationDefaults
@@ -109,8 +110,18 @@ def build(
         model_max_context=spec.max_context,
         vocab_size=spec.vocab_size,
     )
+    embedder = Embedder(
+        engine,
+        tokenizer,
+        options=config.embeddings,
+        limits=config.limits,
+        model_max_context=spec.max_context,
+        vocab_size=spec.vocab_size,
+        hidden_size=spec.hidden_size,
+    )
     app = create_app(
         generator,
+        embedder,
         model=ServedModel(name, checkpoint.name, generator.max_context, int(time.time())),
         options=config.server,
         registry=registry_for(*([metrics] if device is None else [metrics, device])),

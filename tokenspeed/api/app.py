@@ -12,6 +12,7 @@ from starlette.routing import Route
 
 from tokenspeed.api.chat import ChatDialect
 from tokenspeed.api.completions import CompletionDialect
+from tokenspeed.api.embeddings import EmbeddingsEndpoint
 from tokenspeed.api.errors import ClientGoneError, handle_error, handle_http_error
 from tokenspeed.api.health import HealthEndpoint
 from tokenspeed.api.keys import Keys
@@ -23,11 +24,13 @@ from tokenspeed.api.pace import Pace
 from tokenspeed.api.timeline import TimelineEndpoint
 from tokenspeed.engine.timeline import Timeline
 from tokenspeed.errors import TokenSpeedError
+from tokenspeed.generation.embedding import Embedder
 from tokenspeed.generation.generator import Generator
 
 
 def create_app(
     generator: Generator,
+    embedder: Embedder,
     *,
     model: ServedModel,
     options: ServerOptions,
@@ -44,9 +47,11 @@ def create_app(
     pace = Pace()
     chat = OpenAIEndpoint(ChatDialect(), generator, model, options, pace)
     completions = OpenAIEndpoint(CompletionDialect(), generator, model, options, pace)
+    embeddings = EmbeddingsEndpoint(embedder, model, options, pace)
     routes = [
         Route("/chat/completions", chat.create, methods=["POST"]),
         Route("/completions", completions.create, methods=["POST"]),
+        Route("/embeddings", embeddings.create, methods=["POST"]),
         *ModelsEndpoint(model).routes(),
         *TimelineEndpoint(timeline).routes(),
         *HealthEndpoint(registry, ready).routes(),
