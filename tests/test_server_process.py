@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import numpy as np
 import openai
 import pytest
 import requests
@@ -128,6 +129,23 @@ def test_the_log_probabilities_of_the_real_model_rank_and_agree_with_a_rescoring
     assert scored is not None
     assert scored.token_logprobs
     assert scored.token_logprobs[-len(given.token_logprobs) :] == given.token_logprobs
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_the_real_model_gives_a_text_one_vector_alone_and_among_others(server: Running, pooling: str) -> None:
+    texts = ["def add(a, b):", "def plus(x, y):", "import os\n" * 300]
+
+    def embedded(given: str | list[str]) -> np.ndarray:
+        """float32 [texts, hidden], as the official client reads it."""
+        answer = server.client.embeddings.create(model="local", input=given, extra_body={"pooling": pooling})
+        return np.array([each.embedding for each in answer.data], np.float32)
+
+    together = embedded(texts)
+    for text, vector in zip(texts, together, strict=True):
+        assert np.array_equal(embedded(text)[0], vector)
+    assert np.linalg.norm(together, axis=1) == pytest.approx(1.0, abs=1e-6)
+    near, far = together[1:] @ together[0]
+    assert near > far
 
 
 def test_a_plain_loop_over_data_lines_counts_one_for_each_token(server: Running) -> None:

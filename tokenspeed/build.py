@@ -31,6 +31,7 @@ from tokenspeed.engine.observer import Observer
 from tokenspeed.engine.recorder import Recorder
 from tokenspeed.engine.timeline import Timelines
 from tokenspeed.errors import ModelError
+from tokenspeed.generation.embedding import Embedder
 from tokenspeed.generation.generator import Generator
 from tokenspeed.generation.style import Style
 from tokenspeed.model.checkpoint import Checkpoint, FindWeights, no_weights, resolve, weight_files
@@ -114,8 +115,18 @@ def build(
         style=Style.find(template.source, tokenizer, config.parsing),
         grammars=Grammars(tokenizer, vocab_size=spec.vocab_size, eos_ids=sorted(eos_ids)),
     )
+    embedder = Embedder(
+        engine,
+        tokenizer,
+        options=config.embeddings,
+        limits=config.limits,
+        model_max_context=spec.max_context,
+        vocab_size=spec.vocab_size,
+        hidden_size=spec.hidden_size,
+    )
     app = create_app(
         generator,
+        embedder,
         model=ServedModel(name, checkpoint.name, generator.max_context, int(time.time())),
         options=config.server,
         registry=registry_for(*([metrics] if device is None else [metrics, device])),

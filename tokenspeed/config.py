@@ -18,6 +18,7 @@ from tokenspeed.api.options import KeyOptions, ServerOptions
 from tokenspeed.core.policy import POLICIES, SchedulerOptions
 from tokenspeed.core.speculation import SpeculationOptions
 from tokenspeed.errors import ConfigError
+from tokenspeed.generation.embedding import EmbeddingOptions
 from tokenspeed.generation.request import Limits
 from tokenspeed.generation.style import ParsingOptions
 from tokenspeed.model.options import DEVICE_NAMES, CacheOptions, DeviceOptions, KernelOptions, ModelOptions
@@ -35,6 +36,7 @@ class Config:
     kernels: KernelOptions = field(default_factory=KernelOptions)
     scheduler: SchedulerOptions = field(default_factory=SchedulerOptions)
     speculation: SpeculationOptions = field(default_factory=SpeculationOptions)
+    embeddings: EmbeddingOptions = field(default_factory=EmbeddingOptions)
     limits: Limits = field(default_factory=Limits)
     keys: Mapping[str, KeyOptions] = field(default_factory=dict)
 

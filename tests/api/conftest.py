@@ -34,10 +34,11 @@ from tokenspeed.engine.metrics import EngineMetrics
 from tokenspeed.engine.observer import Step
 from tokenspeed.engine.timeline import Timelines
 from tokenspeed.errors import RequestError
+from tokenspeed.generation.embedding import Embedder, EmbeddingOptions
 from tokenspeed.generation.generator import Generator
 from tokenspeed.generation.request import Limits
 from tokenspeed.generation.style import Style
-from tokenspeed.sim.backend import SimBackend, continuation
+from tokenspeed.sim.backend import HIDDEN, SimBackend, continuation
 from tokenspeed.text.grammar import Grammars
 from tokenspeed.text.template import ChatTemplate
 from tokenspeed.text.tokenizer import Tokenizer
@@ -293,6 +294,7 @@ async def serve(
     keys: Mapping[str, KeyOptions] | None = None,
     scheduler_options: SchedulerOptions | None = None,
     defaults: Sampling | None = None,
+    embeddings: EmbeddingOptions | None = None,
     tokenizer: Tokenizer | None = None,
     script: Sequence[str] | None = None,
     template: str = TEMPLATE,
@@ -333,8 +335,18 @@ async def serve(
         style=Style.find(template, tokenizer),
         grammars=Grammars(tokenizer, vocab_size=tokenizer.vocab_size, eos_ids=sorted(tokenizer.eos_ids)),
     )
+    embedder = Embedder(
+        engine,
+        tokenizer,
+        options=embeddings or EmbeddingOptions(),
+        limits=limits or Limits(),
+        model_max_context=CONTEXT,
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=HIDDEN,
+    )
     app = create_app(
         generator,
+        embedder,
         model=ServedModel(NAME, "somewhere/tiny", context, 1_700_000_000),
         options=options or ServerOptions(),
         registry=registry,

@@ -92,6 +92,14 @@ class Tiny:
 
     def logits(self, tokens: Sequence[int]) -> torch.Tensor:
         """After each of `tokens`, computed in a pool of their own: float32 [tokens, vocab]."""
+        return self._computed(tokens)[0]
+
+    def summed(self, tokens: Sequence[int], count: int) -> list[float]:
+        """The sum of the hidden states after the final norm that follow the last `count` of `tokens`."""
+        states = self._computed(tokens)[1].double()
+        return states[len(tokens) - count :].sum(0).tolist()  # type: ignore[no-any-return]
+
+    def _computed(self, tokens: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         blocks = -(-len(tokens) // BLOCK_SIZE)
         decoder = self.decoder()
         decoder.allocate(blocks)
@@ -105,7 +113,7 @@ class Tiny:
             block_tables=np.arange(blocks, dtype=np.int32)[None],
             logit_rows=everywhere,
         )
-        return decoder.forward(batch)
+        return decoder.forward_states(batch, everywhere)
 
     def continued(self, prompt: Sequence[int], sampling: Sampling, count: int) -> tuple[int, ...]:
         """The `count` tokens that follow the prompt, one after the other."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -191,6 +192,45 @@ def test_a_prompt_is_scored_in_chunks_as_in_one(tiny: Any, executor: Executor) -
     expected = [float(logs[at, token]) for at, token in enumerate(prompt[1:])]
     assert [logprob.logprob for logprob in scored] == pytest.approx(expected, abs=1e-4)
     assert all(len(logprob.top) == 3 for logprob in scored)
+
+
+@pytest.mark.parametrize("chunks", [(1, 8, 14), (23,), (22, 1)])
+def test_hidden_states_are_summed_beside_rows_that_sample_in_chunks_as_in_one(
+    tiny: Any, executor: Executor, chunks: tuple[int, ...]
+) -> None:
+    prompt, other = PROMPTS[2], PROMPTS[0]
+    summed, start = np.zeros(tiny.spec.hidden_size), 0
+    for count in chunks:
+        tokens = prompt[start : start + count]
+        first, none, drawn, last = run(
+            executor,
+            Row(0, start, tokens, blocks_of(0), None, pooled=count),
+            Row(1, start, tokens, blocks_of(1), None),
+            Row(2, 0, other, blocks_of(2), tiny.draw(GREEDY, other, other)),
+            Row(3, 0, other, blocks_of(3), tiny.draw(GREEDY, other, other), pooled=1),
+        )
+        summed += first.pooled
+        start += count
+        assert none == RowResult()
+        assert (drawn.tokens, drawn.pooled) == (tiny.continued(other, GREEDY, 1), None)
+        assert last.tokens == drawn.tokens
+        assert last.pooled.tolist() == pytest.approx(tiny.summed(other, 1), abs=1e-5)
+    assert summed.tolist() == pytest.approx(tiny.summed(prompt, len(prompt)), abs=1e-5)
+
+
+def test_hidden_states_that_are_not_finite_end_their_row_alone(tiny: Any) -> None:
+    broken = tiny.vocab - 1
+    tiny.weights.embedding[broken] = torch.nan
+    executor = executor_of(tiny, tiny.decoder())
+    sick, well, beyond = run(
+        executor,
+        Row(0, 0, (broken, 2), blocks_of(0), None, pooled=2),
+        Row(1, 0, (1, 2), blocks_of(1), None, pooled=2),
+        Row(2, 0, (1, tiny.vocab), blocks_of(2), None, pooled=2),
+    )
+    assert sick == RowResult(error=NOT_FINITE)
+    assert well.pooled.tolist() == pytest.approx(tiny.summed((1, 2), 2), abs=1e-5)
+    assert beyond == RowResult(error="a token is beyond the vocabulary of 61")
 
 
 def test_logits_that_are_not_finite_end_their_row_alone(tiny: Any, executor: Executor) -> None:

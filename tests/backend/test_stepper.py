@@ -11,6 +11,7 @@ from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 
@@ -184,6 +185,83 @@ def test_log_probabilities_are_the_models_own_whatever_is_changed_before_the_dra
         assert scored.token == target
         assert scored.logprob == pytest.approx(float(expected[place, target]), abs=1e-4)
         assert [token for token, _ in scored.top] == expected[place].topk(2).indices.tolist()
+
+
+@pytest.mark.parametrize("chunks", [(1, 8, 14), (23,), (22, 1)])
+def test_hidden_states_are_summed_beside_rows_that_sample_in_chunks_as_in_one(
+    tiny: Any, make_stepper: MakeStepper, chunks: tuple[int, ...]
+) -> None:
+    stepper = make_stepper(Bounds(64, 8, 5, 48, few=4))  # sums are made in parts of five tokens
+    prompt, other = PROMPTS[2], PROMPTS[0]
+    summed, start = np.zeros(tiny.spec.hidden_size), 0
+    for count in chunks:
+        tokens = prompt[start : start + count]
+        first, none, drawn, last = run(
+            stepper,
+            Row(0, start, tokens, blocks_of(0), None, pooled=count),
+            Row(1, start, tokens, blocks_of(1), None),
+            Row(2, 0, other, blocks_of(2), tiny.draw(GREEDY, other, other)),
+            Row(3, 0, other, blocks_of(3), tiny.draw(GREEDY, other, other), pooled=1),
+        )
+        summed += first.pooled
+        start += count
+        assert none == RowResult()
+        assert (drawn.tokens, drawn.pooled) == (tiny.continued(other, GREEDY, 1), None)
+        assert last.tokens == drawn.tokens
+        assert last.pooled.tolist() == pytest.approx(tiny.summed(other, 1), abs=1e-5)
+    assert summed.tolist() == pytest.approx(tiny.summed(prompt, len(prompt)), abs=1e-5)
+
+
+def test_rows_of_one_token_each_draw_their_own_beside_one_that_is_pooled_and_one_that_is_scored(
+    tiny: Any, stepper: Stepper
+) -> None:
+    """And the step behind takes what they drew on the device."""
+    first = stepper.begin(
+        StepPlan(
+            1,
+            (
+                Row(0, 0, (5,), blocks_of(0), None, pooled=1),
+                Row(1, 0, (6,), blocks_of(1), None, targets=(8,)),
+                Row(2, 0, (9,), blocks_of(2), tiny.draw(GREEDY, (9,), (9,))),
+                Row(3, 0, (4,), blocks_of(3), tiny.draw(GREEDY, (4,), (4,)), pooled=1),
+            ),
+        )
+    )
+    behind = tuple(Row(n, 1, (0,), blocks_of(n), Draw(GREEDY, 0, 2), source=n) for n in (2, 3))
+    second = stepper.begin(StepPlan(2, behind))
+    pooled, scored, drawn, both = stepper.end(first).rows
+    expected = [tiny.continued(prompt, GREEDY, 2) for prompt in ((9,), (4,))]
+    assert (pooled.tokens, drawn.tokens, both.tokens) == ((), expected[0][:1], expected[1][:1])
+    assert scored.scored[0].logprob == pytest.approx(float(tiny.logits((6,)).log_softmax(-1)[0, 8]), abs=1e-4)
+    assert pooled.pooled.tolist() == pytest.approx(tiny.summed((5,), 1), abs=1e-5)
+    assert both.pooled.tolist() == pytest.approx(tiny.summed((4,), 1), abs=1e-5)
+    assert [row.tokens for row in stepper.end(second).rows] == [tokens[1:] for tokens in expected]
+
+
+def test_hidden_states_are_pooled_beside_drafts_that_are_verified(tiny: Any, stepper: Stepper) -> None:
+    expected = tiny.continued(REPETITIVE, GREEDY, 4)
+    run(stepper, Row(0, 0, REPETITIVE, blocks_of(0), None))
+    draw = tiny.draw(GREEDY, REPETITIVE, (*REPETITIVE, expected[0]))
+    verified, pooled = run(
+        stepper,
+        Row(0, 1, (expected[0],), blocks_of(0), draw, expected[1:3]),
+        Row(1, 0, (4, 5), blocks_of(1), None, pooled=2),
+    )
+    assert verified.tokens == expected[1:]
+    assert pooled.pooled.tolist() == pytest.approx(tiny.summed((4, 5), 2), abs=1e-5)
+
+
+def test_hidden_states_that_are_not_finite_end_their_row_alone(tiny: Any, stepper: Stepper) -> None:
+    stepper._network._weights.embedding[7] = float("nan")
+    sick, well, beyond = run(
+        stepper,
+        Row(0, 0, (7, 2), blocks_of(0), None, pooled=2),
+        Row(1, 0, (1, 2), blocks_of(1), None, pooled=2),
+        Row(2, 0, (1, tiny.vocab), blocks_of(2), None, pooled=2),
+    )
+    assert sick == RowResult(error=NOT_FINITE)
+    assert well.pooled.tolist() == pytest.approx(tiny.summed((1, 2), 2), abs=1e-5)
+    assert beyond.error == f"a token is beyond the vocabulary of {tiny.vocab}"
 
 
 def test_a_row_without_finite_logits_ends_alone_and_so_does_what_follows_it(

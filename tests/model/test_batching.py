@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tokenspeed.core.plan import Draw, Row
 from tokenspeed.core.request import Sampling
-from tokenspeed.model.batching import Batcher
+from tokenspeed.model.batching import Batcher, pooled_tokens
 
 DRAW = Draw(Sampling(), 0, 0)
 
@@ -58,6 +58,17 @@ def test_every_token_has_the_slot_of_its_position(
             block, offset = divmod(position, block_size)
             assert next(slots) == row.blocks[block] * block_size + offset
     assert (drawn, len(batch.logit_rows)) == (0, 0)
+
+
+def test_the_tokens_that_rows_pool_are_the_last_before_their_drafts() -> None:
+    rows = (
+        Row(0, 0, (10, 11, 12), (5,), None, pooled=3),
+        Row(1, 6, (20,), (7, 1), DRAW),
+        Row(2, 2, (30,), (4, 6), DRAW, drafts=(31, 32), pooled=1),
+        Row(3, 0, (40, 41), (0,), None, pooled=1),
+    )
+    assert pooled_tokens(rows).tolist() == [0, 1, 2, 4, 8]
+    assert pooled_tokens(rows[1:2]).tolist() == []
 
 
 def test_a_table_that_grows_or_is_replaced_is_read_anew() -> None:

@@ -116,6 +116,11 @@ def random_weights(spec: ModelSpec, seed: int = 0) -> Weights:
 
 def reference_logits(spec: ModelSpec, weights: Weights, tokens: list[int]) -> Tensor:
     """Every token's logits, float64 [tokens, vocab], by the plainest means."""
+    return reference_states(spec, weights, tokens) @ weights.head.double().T
+
+
+def reference_states(spec: ModelSpec, weights: Weights, tokens: list[int]) -> Tensor:
+    """Every token's hidden state after the final norm, float64 [tokens, hidden], by the plainest means."""
 
     def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return x @ weight.double().T + (0 if bias is None else bias.double())
@@ -152,7 +157,7 @@ def reference_logits(spec: ModelSpec, weights: Weights, tokens: list[int]) -> Te
         h = norm(x, layer.mlp_norm)
         gate, up = linear(h, layer.gate, layer.gate_bias), linear(h, layer.up, layer.up_bias)
         x = x + linear(gate / (1 + (-gate).exp()) * up, layer.down, layer.down_bias)
-    return linear(norm(x, weights.norm), weights.head)
+    return norm(x, weights.norm)
 
 
 @dataclass
@@ -163,6 +168,7 @@ class Text:
     blocks: list[int]
     computed: int = 0
     logits: list[Tensor] = field(default_factory=list)
+    states: list[Tensor] = field(default_factory=list)
 
 
 class Host:
@@ -192,7 +198,7 @@ class Host:
         return Text(tokens, taken)
 
     def step(self, pieces: list[tuple[Text, int]]) -> None:
-        """Compute the next tokens of some texts together, and keep all their logits."""
+        """Compute the next tokens of some texts together, and keep all their logits and hidden states."""
         parts = [np.arange(text.computed, text.computed + count, dtype=np.int32) for text, count in pieces]
         width = max(len(text.blocks) for text, _ in pieces)
         tables = np.zeros((len(pieces), width), np.int32)
@@ -214,9 +220,10 @@ class Host:
             block_tables=tables,
             logit_rows=np.arange(starts[-1], dtype=np.int32),
         )
-        logits = self.decoder.forward(batch)
+        logits, states = self.decoder.forward_states(batch, batch.logit_rows)
         for (text, count), first in zip(pieces, starts.tolist(), strict=False):
             text.logits.append(logits[first : first + count].clone())
+            text.states.append(states[first : first + count].clone())
             text.computed += count
 
 
@@ -255,6 +262,9 @@ def test_logits_are_those_of_a_plain_decoder(make_host, form, name, block_size):
     wanted = reference_logits(spec, weights, text.tokens)
     error = (torch.cat(text.logits).double() - wanted).square().mean(-1).sqrt() / wanted.std()
     assert error.mean() < TOLERANCE[form[0]]
+    states = reference_states(spec, weights, text.tokens)
+    error = (torch.cat(text.states).double() - states).square().mean(-1).sqrt() / states.std()
+    assert error.mean() < TOLERANCE[form[0]]
 
 
 @pytest.mark.parametrize("name", SPECS)
@@ -275,6 +285,7 @@ def test_a_sequence_gets_the_same_bits_in_any_company_and_any_chunks(make_host, 
         host.step([(t, int(min(chance.integers(1, most + 1), len(t.tokens) - t.computed))) for t in some])
     for one, other in zip(alone, mixed, strict=True):
         assert torch.equal(torch.cat(one.logits), torch.cat(other.logits))
+        assert torch.equal(torch.cat(one.states), torch.cat(other.states))
 
 
 def test_a_batch_larger_than_a_pass_is_the_same_as_its_parts(make_host):
@@ -285,6 +296,7 @@ def test_a_batch_larger_than_a_pass_is_the_same_as_its_parts(make_host):
     for count in (400, 600):
         host.step([(parts, count)])
     assert torch.equal(torch.cat(whole.logits), torch.cat(parts.logits))
+    assert torch.equal(torch.cat(whole.states), torch.cat(parts.states))
     assert torch.equal(torch.cat(whole.logits)[:300], torch.cat(other.logits))
 
 
@@ -324,6 +336,10 @@ def test_only_the_wanted_logits_come_in_the_order_they_were_asked_for(make_host)
     assert torch.equal(logits, text.logits[0][[19, 3]])
     often = dataclasses.replace(batch, logit_rows=np.array([19, 3] * 300, np.int32))
     assert torch.equal(host.decoder.forward(often), logits.repeat(300, 1))
+    logits_again, states = host.decoder.forward_states(batch, np.array([7, 0, 19], np.int32))
+    assert torch.equal(logits_again, logits)
+    assert states.dtype == torch.float32
+    assert torch.equal(states, text.states[0][[7, 0, 19]])
 
 
 def test_weights_may_be_stored_in_any_type(make_host):

@@ -13,6 +13,7 @@ from starlette.routing import Route
 
 from tokenspeed.api.chat import ChatDialect
 from tokenspeed.api.completions import CompletionDialect
+from tokenspeed.api.embeddings import EmbeddingsEndpoint
 from tokenspeed.api.endpoint import Endpoint, Service
 from tokenspeed.api.errors import ClientGoneError, handle_error, handle_http_error
 from tokenspeed.api.health import HealthEndpoint
@@ -24,11 +25,13 @@ from tokenspeed.api.pace import Pace
 from tokenspeed.api.timeline import TimelineEndpoint
 from tokenspeed.engine.timeline import Timeline
 from tokenspeed.errors import TokenSpeedError
+from tokenspeed.generation.embedding import Embedder
 from tokenspeed.generation.generator import Generator
 
 
 def create_app(
     generator: Generator,
+    embedder: Embedder,
     *,
     model: ServedModel,
     options: ServerOptions,
@@ -42,13 +45,16 @@ def create_app(
     `ready` says whether a request would be taken now. `keys` are who may use it, by the account that their
     requests count against; with none, everybody may. `timeline` gives that of a request by its id.
     """
-    service = Service(generator, model, options, Pace())
+    pace = Pace()
+    service = Service(generator, model, options, pace)
+    embeddings = EmbeddingsEndpoint(embedder, model, options, pace)
     endpoints: list[tuple[str, Endpoint[Any]]] = [
         ("/chat/completions", Endpoint(ChatDialect(), service)),
         ("/completions", Endpoint(CompletionDialect(), service)),
     ]
     routes = [
         *(Route(path, endpoint.create, methods=["POST"]) for path, endpoint in endpoints),
+        Route("/embeddings", embeddings.create, methods=["POST"]),
         *ModelsEndpoint(model).routes(),
         *TimelineEndpoint(timeline).routes(),
         *HealthEndpoint(registry, ready).routes(),

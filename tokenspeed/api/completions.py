@@ -40,7 +40,7 @@ class CompletionDialect:
         if drawn is not None and drawn != wanted:
             _check_best_of(drawn, wanted, asked)
             common["n"], names["n"] = drawn, "best_of"
-        prompts = _with_suffix(_prompts(asked.prompt), asked)
+        prompts = _with_suffix(prompts_of(asked.prompt, "prompt"), asked)
         ranked = common.get("n", 1) > wanted
         request = GenerationRequest(
             id=heading.id,
@@ -114,15 +114,16 @@ def _check_best_of(drawn: int, wanted: int, asked: CompletionRequest) -> None:
         )
 
 
-def _prompts(given: str | list[str | int | list[int]]) -> tuple[Prompt, ...]:
-    """One text, one list of ids, or a list of either."""
+def prompts_of(given: str | list[str | int | list[int]], name: str) -> tuple[TextPrompt | TokenPrompt, ...]:
+    """What the field `name` holds: one text, one list of ids, or a list of either."""
     if isinstance(given, str):
         return (TextPrompt(given),)
     kinds = set(map(type, given))  # a list of ids may be long
     if len(kinds) > 1:
         raise RequestError(
-            "prompt mixes kinds; it is a text, a list of texts, a list of token ids, or a list of such lists",
-            param="prompt",
+            f"{name} mixes kinds; it is a text, a list of texts, a list of token ids, "
+            "or a list of such lists",
+            param=name,
             code="invalid_type",
         )
     if kinds == {int}:
@@ -132,10 +133,10 @@ def _prompts(given: str | list[str | int | list[int]]) -> tuple[Prompt, ...]:
     return tuple(TokenPrompt(tuple(item)) for item in cast("list[list[int]]", given))
 
 
-def _with_suffix(prompts: tuple[Prompt, ...], asked: CompletionRequest) -> tuple[Prompt, ...]:
+def _with_suffix(prompts: Sequence[TextPrompt | TokenPrompt], asked: CompletionRequest) -> tuple[Prompt, ...]:
     """Fill in the middle where there is text behind the gap."""
     if not asked.suffix:
-        return prompts
+        return tuple(prompts)
     if asked.echo:
         raise RequestError("suffix cannot be combined with echo", param="suffix", code="invalid_value")
     filled: list[Prompt] = []

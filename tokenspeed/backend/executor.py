@@ -7,16 +7,17 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import accumulate
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from tokenspeed.backend.guessing import Guesser
 from tokenspeed.backend.masks import NO_MASKS, Masked, fill_masks, is_masked
-from tokenspeed.backend.results import SOURCE_FAILED, draws_of, result_of
+from tokenspeed.backend.results import SOURCE_FAILED, draws_of, result_of, with_pooled
 from tokenspeed.core.plan import Row, RowResult, StepPlan, StepResult
-from tokenspeed.core.request import TokenLogprob
-from tokenspeed.model.batch import Decoder
-from tokenspeed.model.batching import Batcher
+from tokenspeed.core.request import TokenLogprob, Vector
+from tokenspeed.model.batch import Batch, Decoder
+from tokenspeed.model.batching import Batcher, pooled_tokens
 from tokenspeed.model.sampler import sample, score
 
 
@@ -76,21 +77,24 @@ class Executor:
         if not 0 <= min(named) <= max(named) < self._vocab_size:
             faults[number] = f"a token is beyond the vocabulary of {self._vocab_size}"
             tokens = (0,) * len(row.tokens)
-            return row._replace(tokens=tokens, draw=None, drafts=(), targets=(), guess=0, behind=())
+            return row._replace(tokens=tokens, draw=None, drafts=(), targets=(), guess=0, behind=(), pooled=0)
         return row
 
     def _compute(self, rows: Sequence[Row]) -> list[RowResult]:
         layout = self._batcher.layout(rows)
         filling = self._fill_masks(rows)
-        logits = self._decoder.forward(layout.batch)
+        logits, pooled = self._forward(layout.batch, rows)
         draws = [draw for row in rows for draw in draws_of(row)]
         numbers, masks, refused = filling.result() if filling is not None else NO_MASKS
         drawn = iter(sample(logits[: layout.drawn], draws, dict(zip(numbers, masks, strict=True))))
         scored = iter(_scores(logits[layout.drawn :], rows))
+        sums = iter(pooled)
         results = []
         for row in rows:
             verified = [] if row.draw is None else [next(drawn) for _ in range(1 + len(row.drafts))]
             result = result_of(row, verified, [next(scored) for _ in row.targets])
+            if row.pooled:
+                result = with_pooled(result, next(sums))
             results.append(result._replace(guessed=row.drafts) if row.guess else result)
         for number, fault in refused.items():
             results[number] = RowResult(error=fault)
@@ -104,6 +108,13 @@ class Executor:
         firsts = list(accumulate(counts, initial=0))
         return self._masking.submit(fill_masks, rows, firsts, self._vocab_size)
 
+    def _forward(self, batch: Batch, rows: Sequence[Row]) -> tuple[Tensor, list[Vector]]:
+        """The logits, and the sum of hidden states of each row that pools some."""
+        if not any(row.pooled for row in rows):
+            return self._decoder.forward(batch), []
+        logits, states = self._decoder.forward_states(batch, pooled_tokens(rows))
+        return logits, _sums(states, rows)
+
 
 def _followed(row: Row, token: int) -> Row:
     """The row with `token` in the place of the one that was not on the host when it was planned."""
@@ -111,6 +122,13 @@ def _followed(row: Row, token: int) -> Row:
     if draw is not None and draw.generated:
         draw = draw._replace(generated=(*draw.generated[:-1], token))
     return row._replace(tokens=(token,), draw=draw)
+
+
+def _sums(states: Tensor, rows: Sequence[Row]) -> list[Vector]:
+    """Of the hidden states [tokens, hidden] that rows pool, the sum for each of these rows."""
+    ends = np.cumsum([row.pooled for row in rows if row.pooled])
+    parts = np.split(states.numpy(force=True), ends[:-1])
+    return [part.sum(axis=0, dtype=np.float64) for part in parts]
 
 
 def _scores(logits: Tensor, rows: Sequence[Row]) -> list[TokenLogprob | None]:

@@ -34,6 +34,7 @@ class Columns(NamedTuple):
     guess: tuple[int, ...]
     behind: tuple[tuple[int, ...], ...]
     caught: tuple[int, ...]
+    pooled: tuple[int, ...]
 
 
 def columns_of(rows: Sequence[Row]) -> Columns:

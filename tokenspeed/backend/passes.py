@@ -9,6 +9,7 @@ from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from gpu.table import Ops
@@ -19,6 +20,7 @@ from tokenspeed.backend.packing import Columns, Guessed, Packed, Packer
 from tokenspeed.backend.results import draws_of
 from tokenspeed.core.constraint import Masks
 from tokenspeed.core.plan import Draw, Row
+from tokenspeed.model.batching import pooled_tokens
 from tokenspeed.model.cuda.drawing import (
     RANKED_AT_ONCE,
     Ranked,
@@ -26,9 +28,12 @@ from tokenspeed.model.cuda.drawing import (
     adjust,
     adjustments_of,
     to_device,
+    to_host,
 )
 from tokenspeed.model.cuda.network import Network, Shape
 from tokenspeed.model.cuda.staging import StepTensors
+
+POOLED_AT_ONCE = 256  # tokens whose hidden states are summed together: bounds what that takes
 
 
 class Order(NamedTuple):
@@ -53,6 +58,7 @@ class Pass:
     masked: Masked | None = None
     ranked: dict[int, tuple[Ranked, int]] = field(default_factory=dict)  # by logit; its row there
     scored: list[tuple[Ranked, int]] = field(default_factory=list)  # for each target, in order
+    pooled: Tensor | None = None  # float64 [rows that pool, hidden], on its way to the host
 
 
 class Start:
@@ -118,11 +124,12 @@ class Passes:
             )
 
     def takes_few(self, columns: Columns) -> bool:
-        """Whether rows are short enough, and few enough, for `verify`; there are no targets."""
+        """Whether rows are short enough, and few enough, for `verify`; nothing is scored or pooled."""
         bounds = self.network.bounds
         both = zip(columns.tokens, columns.drafts, strict=True)
         lengths = [len(tokens) + len(drafts) for tokens, drafts in both]
-        return max(lengths) <= bounds.few and sum(lengths) <= bounds.logits and not any(columns.targets)
+        asked = any(columns.targets) or any(columns.pooled)
+        return max(lengths) <= bounds.few and sum(lengths) <= bounds.logits and not asked
 
     def decode(self, rows: Sequence[Row], columns: Columns, sources: dict[int, int]) -> Pass:
         """Rows of one token each: a draw after every one."""
@@ -184,7 +191,7 @@ class Passes:
         counts = [0 if row.draw is None else 1 + len(row.drafts) for row in rows]
         firsts = list(accumulate(counts, initial=0))[:-1]
         tokens = sum(len(row.tokens) + len(row.drafts) for row in rows)
-        every = any(row.drafts or row.targets for row in rows)
+        every = any(row.drafts or row.targets or row.pooled for row in rows)
         graphs = None if every else self.graphs
         graph = None if graphs is None else graphs.mixed(tokens, singles, len(rows) - singles)
         shape = Shape(tokens, singles, len(rows), every=every) if graph is None else graph.shape
@@ -204,6 +211,8 @@ class Passes:
             self._draw(made, first, network.compute_logits(part, len(part), shape))
         if len(scored):
             self._score(made, to_device(scored, network.device), shape)
+        if any(columns.pooled):
+            made.pooled = self._pool(rows)
         return made
 
     def work(self, shape: Shape) -> None:
@@ -240,6 +249,19 @@ class Passes:
             raw = Raw(network.compute_logits(part, count, shape), range(count), alternatives)
             ranked = raw.ranked(to_device(np.array(targets[first : first + count], np.int32), network.device))
             made.scored += [(ranked, row) for row in range(count)]
+
+    def _pool(self, rows: Sequence[Row]) -> Tensor:
+        """Enqueue the sums of the hidden states that rows pool."""
+        counts, network = [row.pooled for row in rows if row.pooled], self.network
+        owners = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+        tokens, rows_of = to_device(np.stack((pooled_tokens(rows), owners)), network.device)
+        shape = (len(counts), network.spec.hidden_size)
+        sums = torch.zeros(shape, dtype=torch.float64, device=network.device)
+        most = min(network.bounds.logits, POOLED_AT_ONCE)
+        for first in range(0, len(tokens), most):
+            part = slice(first, first + most)
+            sums.index_add_(0, rows_of[part], network.states(tokens[part]).double())
+        return to_host(sums)
 
     def _draw(self, made: Pass, first: int, logits: Tensor) -> None:
         """Enqueue the draws from `logits`, those of the pass from `first` on."""

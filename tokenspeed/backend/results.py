@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import zip_longest
 
+import numpy as np
+
 from tokenspeed.core.plan import NOTHING, Draw, Row, RowResult
-from tokenspeed.core.request import TokenLogprob
+from tokenspeed.core.request import TokenLogprob, Vector
 from tokenspeed.model.sampler import NOT_FINITE, Sampled
 
 STOPPED = "the server is shutting down; send the request again elsewhere or later"
@@ -25,6 +27,13 @@ def draw_after(draw: Draw, drafts: tuple[int, ...]) -> Draw:
     """The draw behind `drafts`, of a row that draws with `draw` before them."""
     generated = draw.generated + drafts if draw.sampling.penalised else draw.generated
     return draw._replace(position=draw.position + len(drafts), generated=generated)
+
+
+def with_pooled(result: RowResult, summed: Vector) -> RowResult:
+    """The row's result with the sum of its hidden states, float64 [hidden]."""
+    if result.error is not None:
+        return result
+    return result._replace(pooled=summed) if np.isfinite(summed).all() else RowResult(error=NOT_FINITE)
 
 
 def result_of(row: Row, verified: Sequence[Sampled], scored: Sequence[TokenLogprob | None]) -> RowResult:

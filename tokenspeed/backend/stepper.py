@@ -23,7 +23,7 @@ from tokenspeed.backend.graphs import Graphs
 from tokenspeed.backend.marks import Mark, mark_on
 from tokenspeed.backend.packing import Columns, columns_of, most_words
 from tokenspeed.backend.passes import GraphOptions, Pass, Passes, Start
-from tokenspeed.backend.results import SOURCE_FAILED, result_of
+from tokenspeed.backend.results import SOURCE_FAILED, result_of, with_pooled
 from tokenspeed.core.plan import NOTHING, Draw, Row, RowResult, StepPlan, StepResult
 from tokenspeed.core.request import Sampling, TokenLogprob
 from tokenspeed.model.cuda.drawing import sampled_of
@@ -166,7 +166,8 @@ class Stepper:
         self._in_flight -= 1
         made = begun.made
         tokens, statuses = begun.drawn[:, : len(made.draws)].tolist()
-        if made.counts == [1] * len(tokens) and not (made.ranked or made.scored or any(statuses)):
+        asked = made.ranked or made.scored or made.pooled is not None
+        if made.counts == [1] * len(tokens) and not (asked or any(statuses)):
             results = _plain_results(made, tokens)
         else:
             results = _results(begun, tokens, statuses)
@@ -243,7 +244,9 @@ class Stepper:
         if not 0 <= min(named) <= max(named) < self._vocab:
             faults[place] = f"a token is beyond the vocabulary of {self._vocab}"
             nothing = (0,) * len(row.tokens)
-            return row._replace(tokens=nothing, draw=None, drafts=(), targets=(), guess=0, behind=())
+            return row._replace(
+                tokens=nothing, draw=None, drafts=(), targets=(), guess=0, behind=(), pooled=0
+            )
         return row
 
     def _enqueue(
@@ -251,7 +254,8 @@ class Stepper:
     ) -> Pass:
         """The model's own pass."""
         drafted = any(columns.drafts)
-        if not (drafted or any(columns.targets)) and max(map(len, columns.tokens)) == 1:
+        asked = any(columns.targets) or any(columns.pooled)
+        if not (drafted or asked) and max(map(len, columns.tokens)) == 1:
             return self.passes.decode(rows, columns, sources)
         guessed = () if guesses is None else guesses.guessed
         if drafted and self.passes.takes_few(columns):
@@ -274,7 +278,8 @@ def _draft_words(draft: DraftNetwork) -> tuple[int, int]:
 def _logits_of(made: Pass) -> dict[int, int]:
     """Of each row that rows of the next step may follow: the logit that it draws from."""
     order = made.order
-    if len(order.rows) == order.singles and all(made.draws) and not made.scored:
+    asked = made.scored or made.pooled is not None
+    if len(order.rows) == order.singles and all(made.draws) and not asked:
         return dict(zip(order.places, made.firsts, strict=True))
     return {
         place: first
@@ -285,7 +290,8 @@ def _logits_of(made: Pass) -> dict[int, int]:
 
 def _plain_results(made: Pass, tokens: list[int]) -> list[RowResult]:
     """Where every row has one logit, and nothing is wrong or asked but the token."""
-    results = list(map(_row_result, zip(zip(tokens), repeat(None), repeat(()), repeat(None), repeat(()))))
+    rest = (repeat(None), repeat(()), repeat(None), repeat(()), repeat(None))
+    results = list(map(_row_result, zip(zip(tokens), *rest, strict=False)))  # the rest is endless
     if made.order.singles < len(tokens):  # else they are in the order of the plan
         results = [result for _, result in sorted(zip(made.order.places, results, strict=True))]
     if not all(made.draws):
@@ -297,6 +303,7 @@ def _results(begun: Begun, tokens: list[int], statuses: list[int]) -> list[RowRe
     """What each row of the plan gave."""
     made, results = begun.made, [NOTHING] * len(begun.plan.rows)
     found = {} if begun.guesses is None else begun.guesses.found()
+    sums = iter(() if made.pooled is None else made.pooled.numpy())
     target, order = 0, made.order
     for row, place, first, count in zip(order.rows, order.places, made.firsts, made.counts, strict=True):
         verified = []
@@ -306,6 +313,8 @@ def _results(begun: Begun, tokens: list[int], statuses: list[int]) -> list[RowRe
         target += len(row.targets)
         guessed = found.get(place, ())
         result = result_of(row._replace(drafts=guessed) if guessed else row, verified, scores)
+        if row.pooled:
+            result = with_pooled(result, next(sums))
         results[place] = result._replace(guessed=guessed) if guessed else result
     return results
 

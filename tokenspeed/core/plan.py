@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from tokenspeed.core.constraint import Constraint
-from tokenspeed.core.request import Sampling, TokenLogprob
+from tokenspeed.core.request import Sampling, TokenLogprob, Vector
 
 
 class Draw(NamedTuple):
@@ -39,6 +39,8 @@ class Row(NamedTuple):
     of its own, and computes the tokens `behind` from there on, none of them at `start` or later. `guess` > 0:
     `behind` ends at `start`, and then it finds that many drafts itself, after the row's one token, which is
     on the host. With `guess` = 0 it only catches up, and `caught` matters only where there is a `behind`.
+
+    `pooled` asks for the sum of the hidden states, after the final norm, of so many of its last `tokens`.
     """
 
     sequence: int
@@ -53,6 +55,7 @@ class Row(NamedTuple):
     guess: int = 0
     behind: tuple[int, ...] = ()
     caught: int = 0
+    pooled: int = 0
 
 
 class StepPlan(NamedTuple):
@@ -76,6 +79,7 @@ class RowResult(NamedTuple):
     """What one row gave: nothing, or 1..drafts+1 sampled tokens, with log-probabilities where asked.
 
     `guessed` are the drafts that the draft model found where it was asked to; fewer where it could not.
+    `pooled` is the sum of hidden states where some were to be.
     `error` ends this row's sequence alone (its logits were not finite, say).
     """
 
@@ -84,6 +88,7 @@ class RowResult(NamedTuple):
     scored: tuple[TokenLogprob, ...] = ()
     error: str | None = None
     guessed: tuple[int, ...] = ()
+    pooled: Vector | None = None
 
 
 NOTHING = RowResult()

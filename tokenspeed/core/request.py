@@ -5,9 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from tokenspeed.core.constraint import Constraint
+
+# Which hidden states after the final norm stand for a prompt: that of its last token, or the mean of all.
+Pooling = Literal["last", "mean"]
+Vector = NDArray[np.float64]  # [hidden]; sums of float32, so that chunks add up to what one step gives
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +54,9 @@ class Request:
     seconds of the engine's clock; by the deadline its first token is wanted, or it is refused at once.
     `prompt_logprobs` asks for the log-probabilities of the prompt's own tokens with that many alternatives
     (None: not wanted). Choice i draws with `sampling.seed + i`. Without `speculation` it carries no drafts,
-    which changes nothing but the time that it takes. Each choice is held to a `constraint` of its own.
+    which changes nothing but the time that it takes. `pooling` asks for the prompt's vector; that is all it
+    gives if `max_tokens` is 0.
+    Each choice is held to a `constraint` of its own.
     """
 
     id: str
@@ -64,6 +73,7 @@ class Request:
     prompt_logprobs: int | None = None
     speculation: bool = True
     constraint: Callable[[], Constraint] | None = None
+    pooling: Pooling | None = None
 
 
 class TokenLogprob(NamedTuple):
@@ -97,6 +107,12 @@ class PromptScored(NamedTuple):
     logprobs: tuple[TokenLogprob, ...]
 
 
+class Pooled(NamedTuple):
+    """The prompt's hidden states, pooled as its request asks; sent once, when all of it is computed."""
+
+    vector: Vector
+
+
 class Finished(NamedTuple):
     """The one last event of a choice. `cached_tokens` of the prompt were not computed again."""
 
@@ -109,4 +125,4 @@ class Finished(NamedTuple):
     error: str | None = None
 
 
-Event = TokenDelta | PromptScored | Finished
+Event = TokenDelta | PromptScored | Pooled | Finished

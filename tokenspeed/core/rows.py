@@ -94,11 +94,21 @@ def next_row(sequence: Sequence, count: int, index: int) -> Row:
         draw = _draw(sequence, stop)
         sequence.in_flight += 1
         sequence.row = index
+    pooled = 0 if sequence.pooling is None else _pooled(sequence, start, stop)
     if not sequence.wants_scores:
-        return _new(Row, (sequence.id, start, tokens, sequence.table, draw, (), source, (), 0, 0, (), 0))
+        return _new(
+            Row, (sequence.id, start, tokens, sequence.table, draw, (), source, (), 0, 0, (), 0, pooled)
+        )
     targets = sequence.request.prompt[start + 1 : stop + 1]
     wanted = sequence.request.prompt_logprobs or 0
-    return Row(sequence.id, start, tokens, sequence.table, draw, (), source, targets, wanted)
+    return Row(sequence.id, start, tokens, sequence.table, draw, (), source, targets, wanted, pooled=pooled)
+
+
+def _pooled(sequence: Sequence, start: int, stop: int) -> int:
+    """How many of the last tokens from `start` to `stop` are pooled; none that are not of the prompt."""
+    if sequence.pooling == "last":
+        return int(stop == sequence.prompt_length)
+    return max(0, min(stop, sequence.prompt_length) - start)
 
 
 def _draw(sequence: Sequence, position: int) -> Draw:

@@ -23,7 +23,7 @@ from tokenspeed.core.rows import Flight, Planning, may_run_ahead
 from tokenspeed.core.sequence import Sequence
 from tokenspeed.core.speculation import Speculation, SpeculationOptions
 from tokenspeed.core.tables import BlockTables
-from tokenspeed.core.taking import Ending, Happening, take_allowed, take_drafts, take_scores, take_token
+from tokenspeed.core.taking import Ending, Happening, take_allowed, take_asked, take_drafts, take_token
 from tokenspeed.errors import RequestError
 
 NO_ACCOUNTS: Mapping[str, Account] = MappingProxyType({})
@@ -174,8 +174,8 @@ class Scheduler:
                 self.tables.publish(sequence)
             if sequence.siblings and sequence.computed >= sequence.prompt_length - 1:
                 self._release_siblings(sequence)
-            if row.targets or sequence.wants_scores:
-                take_scores(sequence, given, events)
+            if row.targets or row.pooled or sequence.wants_scores:
+                take_asked(sequence, row, given, events)
             if (ending := take_token(sequence, row, given, held, events)) is not None:
                 events.append((sequence, self._finish(sequence, ending)))
             elif sequence.in_flight and sequence.held:  # it has become so with this very token

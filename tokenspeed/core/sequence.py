@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tokenspeed.core.prefix import ROOT
 from tokenspeed.core.prospects import Prospects
-from tokenspeed.core.request import Request, TokenLogprob
+from tokenspeed.core.request import Pooling, Request, TokenLogprob, Vector
 
 
 class Sequence:
@@ -34,6 +34,7 @@ class Sequence:
         "node",
         "penalised",
         "planned",
+        "pooling",
         "prompt_length",
         "prospects",
         "published",
@@ -45,6 +46,7 @@ class Sequence:
         "siblings",
         "speculates",
         "started",
+        "summed",
         "table",
         "tokens",
         "urgency",
@@ -66,6 +68,8 @@ class Sequence:
         self.leader: Sequence | None = None  # the choice that computes the prompt for this one
         self.siblings: list[Sequence] = []  # choices that wait for this one to compute their prompt
         self.scores: list[TokenLogprob] | None = None  # of the prompt, once they are all known
+        # How its prompt is pooled, until its vector is told; the first choice does so for all.
+        self.pooling: Pooling | None = request.pooling if choice == 0 else None
         self.started = 0.0  # when it first left the queue
         self.cached = 0  # prompt tokens found computed when it first started
         self.epoch = 0
@@ -87,6 +91,7 @@ class Sequence:
         self.published = 0  # of its blocks, how many others may find
         self.node = ROOT
         self.scoring: list[TokenLogprob] = []  # log-probabilities of the prompt so far
+        self.summed: Vector | None = None  # of the prompt's hidden states, what is pooled so far
 
     def recall(self) -> None:
         """What is in flight was drawn from more than may follow: as if it had not been planned."""

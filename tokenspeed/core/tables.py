@@ -102,8 +102,8 @@ class BlockTables:
             assert not any(map(pool.drafted, s.blocks[s.computed // self.block_size :]))
 
     def _shared(self, sequence: Sequence) -> tuple[list[int], int]:
-        if sequence.wants_scores:
-            return [], ROOT  # scoring needs the logits after every token of the prompt
+        if sequence.wants_scores or sequence.pooling == "mean":
+            return [], ROOT  # these need what comes out after every token of the prompt
         if self._prefix is not None:
             return self._prefix.find(sequence.tokens)
         leader = sequence.leader

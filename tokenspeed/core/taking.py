@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from tokenspeed.core.plan import Row, RowResult
-from tokenspeed.core.request import Event, FinishReason, PromptScored, TokenDelta
+from tokenspeed.core.request import Event, FinishReason, Pooled, PromptScored, TokenDelta
 from tokenspeed.core.sequence import Sequence
 
 Happening = tuple[Sequence, Event]
@@ -41,12 +41,31 @@ def take_drafts(sequence: Sequence, given: RowResult) -> int:
     return len(drafts)
 
 
-def take_scores(sequence: Sequence, given: RowResult, events: list[Happening]) -> None:
+def take_asked(sequence: Sequence, row: Row, given: RowResult, events: list[Happening]) -> None:
+    """What was asked of the prompt itself."""
+    if row.targets or sequence.wants_scores:
+        _take_scores(sequence, given, events)
+    if row.pooled:
+        _take_pooled(sequence, given, events)
+
+
+def _take_scores(sequence: Sequence, given: RowResult, events: list[Happening]) -> None:
     """Log-probabilities of the prompt, which are told once they are all there."""
     sequence.scoring += given.scored
     if sequence.computed >= sequence.prompt_length and given.error is None:
         sequence.scores = sequence.scoring
         events.append((sequence, PromptScored(tuple(sequence.scores))))
+
+
+def _take_pooled(sequence: Sequence, given: RowResult, events: list[Happening]) -> None:
+    """Sums of hidden states; what they come to is told once the prompt is computed."""
+    if given.pooled is None:
+        return  # the row failed, and its sequence ends with it
+    sequence.summed = given.pooled if sequence.summed is None else sequence.summed + given.pooled
+    if sequence.computed >= sequence.prompt_length:
+        count = sequence.prompt_length if sequence.pooling == "mean" else 1
+        sequence.pooling = None
+        events.append((sequence, Pooled(sequence.summed / count)))
 
 
 def take_token(

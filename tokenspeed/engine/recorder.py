@@ -64,7 +64,7 @@ class Came(msgspec.Struct, array_like=True, tag="came", forbid_unknown_fields=Tr
     account: int  # 0: none that the header lists
     deadline: float | None  # seconds from its arrival
     penalised: bool
-    scored: bool  # log-probabilities of its prompt were asked for
+    scored: bool  # log-probabilities, or the mean, of its prompt were asked for: no cache serves it
     predicted: float  # seconds to its first token
     like: int = -1
     choice: int = 0
@@ -192,7 +192,7 @@ class Recorder:
                 self._accounts.get(request.account, 0),
                 None if deadline is None else round(deadline - request.arrival, DIGITS),
                 request.sampling.penalised,
-                request.prompt_logprobs is not None,
+                request.prompt_logprobs is not None or request.pooling == "mean",
                 round(predicted, DIGITS),
                 *self._sharing.place(request.prompt, number),
             )

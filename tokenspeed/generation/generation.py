@@ -213,7 +213,7 @@ class Generation:
                 self._take_tokens(first + event.choice, event, outputs)
             elif isinstance(event, Finished):
                 self._take_end(prompt, first + event.choice, event, outputs)
-            else:
+            elif isinstance(event, PromptScored):
                 self._take_prompt_scores(prompt, event)
         echoes, self._echoes = self._echoes, []
         return echoes + outputs.all() if echoes else outputs.all()

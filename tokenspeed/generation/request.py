@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from tokenspeed.core.request import Sampling
 from tokenspeed.errors import ContextLengthError, RequestError
@@ -28,6 +28,7 @@ class Limits:
     max_tokens: int = option(32_768, at_least=1, at_most=16_777_216)  # generated, for one choice
     max_prompt_tokens: int = option(1_048_576, at_least=1, at_most=16_777_216)
     max_choices: int = option(16, at_least=1, at_most=1024)  # n x prompts of one request
+    max_inputs: int = option(2048, at_least=1, at_most=65_536)  # to embed, of one request
     max_stops: int = option(16, at_least=0, at_most=1024)
     max_stop_chars: int = option(256, at_least=1, at_most=65536)
     max_logprobs: int = option(20, at_least=0, at_most=1000)
@@ -67,6 +68,14 @@ class FillPrompt:
 
 
 Prompt = TokenPrompt | TextPrompt | ChatPrompt | FillPrompt
+
+
+class Named(Protocol):
+    """A request whose fields have names of their own on its client's side."""
+
+    def name(self, neutral: str) -> str:
+        """The field as the client calls it."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +153,7 @@ SAMPLING_RANGES: Mapping[str, tuple[float, float]] = {
 }
 
 
-def invalid(request: GenerationRequest, neutral: str, problem: str) -> RequestError:
+def invalid(request: Named, neutral: str, problem: str) -> RequestError:
     """The error that field `neutral` has `problem`, which reads on from the field's name."""
     name = request.name(neutral)
     return RequestError(f"{name} {problem}", param=name, code="invalid_value")
@@ -154,29 +163,30 @@ def check_request(request: GenerationRequest, limits: Limits, vocab_size: int) -
     """Raise a `RequestError` for the first field that is out of its bounds."""
     if not request.prompts:
         raise invalid(request, "prompts", "must not be empty")
-    _check_range(request, "n", request.n, 1, limits.max_choices)
+    check_range(request, "n", request.n, 1, limits.max_choices)
     if request.n * len(request.prompts) > limits.max_choices:
         asked = f"{len(request.prompts)} prompts x n = {request.n}"
         raise invalid(
             request, "prompts", f"asks for too many choices ({asked}); the most is {limits.max_choices}"
         )
     if request.max_tokens is not None:
-        _check_range(request, "max_tokens", request.max_tokens, 0, limits.max_tokens)
+        check_range(request, "max_tokens", request.max_tokens, 0, limits.max_tokens)
     most = limits.max_tokens if request.max_tokens is None else request.max_tokens
-    _check_range(request, "min_tokens", request.min_tokens, 0, most)
+    check_range(request, "min_tokens", request.min_tokens, 0, most)
     if request.logprobs is not None:
-        _check_range(request, "logprobs", request.logprobs, 0, limits.max_logprobs)
-    _check_range(request, "priority", request.priority, MOST_URGENT, LEAST_URGENT)
+        check_range(request, "logprobs", request.logprobs, 0, limits.max_logprobs)
+    check_range(request, "priority", request.priority, MOST_URGENT, LEAST_URGENT)
     if request.deadline is not None and not request.deadline > 0.0:  # NaN as well
         raise invalid(request, "deadline", "must be more than 0: it counts from the arrival of the request")
     _check_stops(request, limits, vocab_size)
     for name, (low, high) in SAMPLING_RANGES.items():
         value = getattr(request.sampling, name)
         if value is not None:
-            _check_range(request, name, value, low, high)
+            check_range(request, name, value, low, high)
 
 
-def _check_range(request: GenerationRequest, name: str, value: float, low: float, high: float) -> None:
+def check_range(request: Named, name: str, value: float, low: float, high: float) -> None:
+    """Raise unless the value of the field is within the bounds, which count."""
     if not low <= value <= high:  # false for NaN as well
         shown = str(value) if abs(value) < 1e18 else "a huge number"
         raise invalid(request, name, f"must be between {low} and {high}, not {shown}")
@@ -195,7 +205,7 @@ def _check_stops(request: GenerationRequest, limits: Limits, vocab_size: int) ->
     check_ids(request, "stop_token_ids", request.stop_token_ids, vocab_size)
 
 
-def check_ids(request: GenerationRequest, name: str, ids: Sequence[int], vocab_size: int) -> None:
+def check_ids(request: Named, name: str, ids: Sequence[int], vocab_size: int) -> None:
     """Raise unless every id is in the vocabulary."""
     if ids and not (min(ids) >= 0 and max(ids) < vocab_size):
         wrong = next(i for i in ids if not 0 <= i < vocab_size)
@@ -243,27 +253,15 @@ def _logit_bias(
         if not (key.isascii() and key.isdecimal() and len(key) <= 18):
             raise invalid(request, "logit_bias", f"has the key {key[:40]!r}; keys are token ids")
         check_ids(request, "logit_bias", (int(key),), vocab_size)
-        _check_range(request, "logit_bias", bias, -100.0, 100.0)
+        check_range(request, "logit_bias", bias, -100.0, 100.0)
         parsed[int(key)] = bias
     return tuple(sorted(parsed.items()))
 
 
 def room_for(request: GenerationRequest, prompt: Sequence[int], limits: Limits, context: int) -> int:
     """How many tokens may follow `prompt`; raises where that is fewer than asked for, or none."""
-    name = request.name("prompts")
     length = len(prompt)
-    if length > limits.max_prompt_tokens and limits.max_prompt_tokens < context:
-        raise ContextLengthError(
-            f"This server takes prompts of at most {limits.max_prompt_tokens} tokens, "
-            f"but yours has {length} tokens. Please shorten it.",
-            param=name,
-        )
-    if length > context or (length == context and request.max_tokens != 0):
-        raise ContextLengthError(
-            f"This model's maximum context length is {context} tokens, but your prompt has {length} tokens, "
-            "which exceeds the available context size. Please shorten it.",
-            param=name,
-        )
+    check_length(request, length, limits, context, behind=int(request.max_tokens != 0))
     room = context - length
     if request.max_tokens is None:
         return min(room, limits.max_tokens)
@@ -275,3 +273,20 @@ def room_for(request: GenerationRequest, prompt: Sequence[int], limits: Limits, 
             param=request.name("max_tokens"),
         )
     return request.max_tokens
+
+
+def check_length(request: Named, length: int, limits: Limits, context: int, *, behind: int = 0) -> None:
+    """Raise unless a prompt of so many tokens can be served, with at least `behind` more."""
+    name = request.name("prompts")
+    if length > limits.max_prompt_tokens and limits.max_prompt_tokens < context:
+        raise ContextLengthError(
+            f"This server takes prompts of at most {limits.max_prompt_tokens} tokens, "
+            f"but yours has {length} tokens. Please shorten it.",
+            param=name,
+        )
+    if length + behind > context:
+        raise ContextLengthError(
+            f"This model's maximum context length is {context} tokens, but your prompt has {length} tokens, "
+            "which exceeds the available context size. Please shorten it.",
+            param=name,
+        )

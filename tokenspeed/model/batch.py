@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Int32 = NDArray[np.int32]
+NO_ROWS: Int32 = np.zeros(0, np.int32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,11 @@ class Decoder(Protocol):
 
     def forward(self, batch: Batch) -> Tensor:
         """Write the batch's keys and values to their slots and return float32 logits [logits, vocab]."""
+        ...
+
+    def forward_states(self, batch: Batch, rows: Int32) -> tuple[Tensor, Tensor]:
+        """As `forward`, and the hidden states after the final norm that follow the tokens `rows`, which
+        differ: float32 [rows, hidden]."""
         ...
 
     def warm_up(self) -> None:

@@ -81,6 +81,17 @@ class Batcher:
         return tables
 
 
+def pooled_tokens(rows: Sequence[Row]) -> Int32:
+    """Of the tokens of all rows, drafts included, one after the other: those that rows pool, in order."""
+    found: list[int] = []
+    start = 0
+    for row in rows:
+        end = start + len(row.tokens)
+        found += range(end - row.pooled, end)
+        start = end + len(row.drafts)
+    return np.array(found, dtype=np.int32)
+
+
 def _logit_rows(rows: Sequence[Row], row_starts: list[int]) -> tuple[Int32, int]:
     """The tokens whose logits are wanted, and how many of them are to sample from."""
     drawn: list[int] = []

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gpu.table import REFERENCE, Ops
 from tokenspeed.errors import ModelError
-from tokenspeed.model.batch import Batch
+from tokenspeed.model.batch import NO_ROWS, Batch, Int32
 from tokenspeed.model.spec import ModelSpec
 from tokenspeed.model.weights import LayerWeights, Weights
 
@@ -76,16 +76,23 @@ class TorchDecoder:
                 f"{gib:.1f} GiB of KV memory cannot be allocated; lower [cache] memory_mib"
             ) from error
 
-    @torch.inference_mode()
     def forward(self, batch: Batch) -> Tensor:
         """Write the batch's keys and values to their slots and return float32 logits [logits, vocab]."""
+        return self.forward_states(batch, NO_ROWS)[0]
+
+    @torch.inference_mode()
+    def forward_states(self, batch: Batch, rows: Int32) -> tuple[Tensor, Tensor]:
+        """As `forward`, and the hidden states after the final norm that follow the tokens `rows`, which
+        differ: float32 [rows, hidden]."""
         step = self._step(batch)
         hidden = self._embedding[self._sent(batch.tokens).long()]  # [tokens, hidden]
         for number, layer in enumerate(self._layers):
             hidden += self._attention(hidden, number, layer, step)
             hidden += self._mlp(hidden, layer)
         last = hidden[self._sent(batch.logit_rows).long()]  # [logits, hidden]
-        return self._linear(self._normed(last, self._norm), self._head, None).float()
+        logits = self._linear(self._normed(last, self._norm), self._head, None).float()
+        wanted = hidden[self._sent(rows).long()]  # [rows, hidden]
+        return logits, (self._normed(wanted, self._norm) if len(rows) else wanted).float()
 
     def warm_up(self) -> None:
         """Nothing is compiled."""

@@ -1,9 +1,9 @@
 """A device that is simulated down to its memory: wrong bookkeeping of blocks gives wrong tokens.
 
 Its model is a hash. Each slot of the pool holds a mix of a token and its position; a row's next token is a
-hash over all slots that its block table leads to. Whoever reads a slot that was never written, was
-overwritten, or belongs to somebody else therefore samples something else than `continuation`, which computes
-the same from the tokens alone.
+hash over all slots that its block table leads to, and so is the hidden state after each of its tokens.
+Whoever reads a slot that was never written, was overwritten, or belongs to somebody else therefore has
+something else than `continuation` or `embedding`, which compute the same from the tokens alone.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from tokenspeed.core.costs import Costs, Work
 from tokenspeed.core.plan import NOTHING, Capacity, Draw, Row, RowResult, StepPlan, StepResult
-from tokenspeed.core.request import Sampling, TokenLogprob
+from tokenspeed.core.request import Pooling, Sampling, TokenLogprob, Vector
 from tokenspeed.errors import EngineError
 
 _ODD = np.uint64(0x9E3779B97F4A7C15)
@@ -25,6 +25,7 @@ _SHIFT = np.uint64(31)
 _EMPTY = np.uint64(0)
 Hashes = NDArray[np.uint64]
 Allowed = NDArray[np.intp] | None
+HIDDEN = 8  # elements of a hidden state: the bytes of a hash
 LOST = "the draft model has not computed the sequence up to where the row says"
 
 
@@ -39,6 +40,25 @@ def _slot_values(tokens: NDArray[np.int64], start: int) -> Hashes:
     return _mix((tokens.astype(np.uint64) + np.uint64(1)) * _ODD + positions) | np.uint64(1)
 
 
+def _weighted(context: Hashes) -> Hashes:
+    weights = np.arange(1, 2 * len(context), 2, dtype=np.uint64)
+    return np.multiply(context, weights, dtype=np.uint64)
+
+
+def _summed(context: Hashes, count: int) -> Vector:
+    """The sum of the hidden states after the last `count` slots, each a hash over those before it as well."""
+    states = _mix(np.cumsum(_weighted(context), dtype=np.uint64))[len(context) - count :]
+    elements = states.view(np.int8).reshape(-1, HIDDEN)
+    pooled: Vector = elements.sum(axis=0, dtype=np.float64)
+    return pooled
+
+
+def embedding(prompt: tuple[int, ...], pooling: Pooling) -> Vector:
+    """The vector that the simulated model gives for `prompt`, computed without any cache."""
+    count = len(prompt) if pooling == "mean" else 1
+    return _summed(_slot_values(np.array(prompt, np.int64), 0), count) / count
+
+
 def _sampled(
     context: Hashes,
     sampling: Sampling,
@@ -47,8 +67,7 @@ def _sampled(
     banned: tuple[int, ...],
     allowed: Allowed = None,
 ) -> int:
-    weights = np.arange(1, 2 * len(context), 2, dtype=np.uint64)
-    state = int(_mix(np.array([(context * weights).sum(dtype=np.uint64)], np.uint64))[0])
+    state = int(_mix(np.array([_weighted(context).sum(dtype=np.uint64)], np.uint64))[0])
     if sampling.temperature > 0:
         state = hash((state, seed))
     if allowed is not None:
@@ -221,11 +240,12 @@ class SimBackend:
         if (context == _EMPTY).any():
             return RowResult(error="the row attends a slot that was never written")
         scored = tuple(TokenLogprob(target, -1.0) for target in row.targets)
+        pooled = _summed(context, row.pooled) if row.pooled else None
         if row.draw is None:
-            return RowResult(scored=scored)
+            return RowResult(scored=scored, pooled=pooled)
         token = self._draw(context, row.draw, self._allowed(row)[0])
         logprobs = None if row.draw.sampling.logprobs is None else (TokenLogprob(token, -1.0),)
-        return RowResult((token,), logprobs, scored)
+        return RowResult((token,), logprobs, scored, pooled=pooled)
 
     def _verified(self, row: Row, draw: Draw) -> RowResult:
         """The drafts that hold, and the token after them."""
@@ -261,6 +281,8 @@ class SimBackend:
 def _said(row: Row, says: Callable[[Draw], int]) -> RowResult:
     """What a row gives where only time is simulated."""
     draw = row.draw
+    if row.pooled:
+        return RowResult(() if draw is None else (says(draw),), pooled=np.zeros(HIDDEN))
     if draw is not None and not row.targets and draw.sampling.logprobs is None:
         return RowResult((says(draw),))
     scored = tuple(TokenLogprob(target, -1.0) for target in row.targets)

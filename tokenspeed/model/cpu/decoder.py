@@ -11,7 +11,7 @@ from llvmlite import binding
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tokenspeed.model.batch import Batch, Int32
+from tokenspeed.model.batch import NO_ROWS, Batch, Int32
 from tokenspeed.model.cpu.crew import Crew
 from tokenspeed.model.cpu.layout import JOB, SLAB_TOKENS, Shape, attention_rows
 from tokenspeed.model.cpu.memory import Arena
@@ -83,29 +83,41 @@ class CpuDecoder:
 
     def forward(self, batch: Batch) -> Tensor:
         """Write the batch's keys and values to their slots and return float32 logits [logits, vocab]."""
+        return self.forward_states(batch, NO_ROWS)[0]
+
+    def forward_states(self, batch: Batch, rows: Int32) -> tuple[Tensor, Tensor]:
+        """As `forward`, and the hidden states after the final norm that follow the tokens `rows`, which
+        differ: float32 [rows, hidden]."""
         count = len(batch.tokens)
         if count:
             self._rope.reach(int(batch.positions.max()) + 1)
         if count <= SLAB_TOKENS:
-            return self._forward_slab(batch, 0, count, batch.logit_rows)
+            return self._forward_slab(batch, 0, count, batch.logit_rows, rows)
         logits = torch.empty(len(batch.logit_rows), self._vocab)
+        states = torch.empty(len(rows), self._shape.hidden)
         for first in range(0, count, SLAB_TOKENS):
             end = min(first + SLAB_TOKENS, count)
-            wanted = np.flatnonzero((batch.logit_rows >= first) & (batch.logit_rows < end))
-            logits[wanted] = self._forward_slab(batch, first, end, batch.logit_rows[wanted])
-        return logits
+            wanted, kept = _within(batch.logit_rows, first, end), _within(rows, first, end)
+            logits[wanted], states[kept] = self._forward_slab(
+                batch, first, end, batch.logit_rows[wanted], rows[kept]
+            )
+        return logits, states
 
     def close(self) -> None:
         """End the threads; safe to call twice."""
         if self._crew is not None:
             self._crew.close()
 
-    def _forward_slab(self, batch: Batch, first: int, end: int, logit_rows: Int32) -> Tensor:
+    def _forward_slab(
+        self, batch: Batch, first: int, end: int, logit_rows: Int32, state_rows: Int32
+    ) -> tuple[Tensor, Tensor]:
         """One pass over the tokens [first, end) of a batch: they look backwards only."""
         if len(logit_rows) > SLAB_TOKENS:  # more than there are tokens: some are asked for twice
             once, places = np.unique(logit_rows, return_inverse=True)
-            return self._forward_slab(batch, first, end, once)[places]
+            logits, states = self._forward_slab(batch, first, end, once, state_rows)
+            return logits[places], states
         logits = torch.empty(len(logit_rows), self._shape.vocab)
+        states = torch.empty(len(state_rows), self._shape.width)
         groups = query_groups(batch.row_starts, first, end, attention_rows(self._shape) // self._shape.group)
         arrays = {
             "tokens": contiguous(batch.tokens[first:end]),
@@ -114,14 +126,16 @@ class CpuDecoder:
             "groups": groups,
             "tables": contiguous(batch.block_tables),
             "logit_rows": contiguous(logit_rows - first),
+            "state_rows": contiguous(state_rows - first),
         }
         job = np.zeros(1, JOB)
         for name, array in arrays.items():
             job[name] = array.ctypes.data
         job["count"], job["group_count"], job["logit_count"] = end - first, len(groups), len(logit_rows)
         job["table_width"], job["logits"] = batch.block_tables.shape[1], logits.data_ptr()
+        job["state_count"], job["states"] = len(state_rows), states.data_ptr()
         self._run(job)
-        return logits[:, : self._vocab]
+        return logits[:, : self._vocab], states[:, : self._shape.hidden]
 
     def _run(self, job: NDArray[np.void]) -> None:
         if self._crew is None:
@@ -131,6 +145,11 @@ class CpuDecoder:
 
 def contiguous(array: Int32) -> Int32:
     return np.ascontiguousarray(array, np.int32)
+
+
+def _within(rows: Int32, first: int, end: int) -> NDArray[np.intp]:
+    """Where `rows` name tokens of [first, end)."""
+    return np.flatnonzero((rows >= first) & (rows < end))
 
 
 def query_groups(row_starts: Int32, first: int, end: int, most: int) -> Int32:

@@ -100,7 +100,8 @@ NORMS = ("input_norm", "mlp_norm", "query_norm", "key_norm")
 # Addresses of one layer's packed weights; `window` in tokens, 0 for none.
 LAYER = np.dtype([(name, np.int64) for name in (*MATRICES, *VECTORS, *NORMS, "window")])
 
-# One pass: addresses of its int32 arrays (see Batch) and of its float32 logits, and how many there are.
+# One pass: addresses of its int32 arrays (see Batch), of its float32 logits and hidden states, and how many
+# there are.
 JOB = np.dtype(
     [
         (name, np.int64)
@@ -116,6 +117,9 @@ JOB = np.dtype(
             "logit_rows",  # [logit_count]
             "logit_count",
             "logits",  # [logit_count, vocab]
+            "state_rows",  # [state_count]: tokens whose normalised hidden states are wanted
+            "state_count",
+            "states",  # [state_count, width]
         )
     ]
 )

@@ -76,6 +76,15 @@ def normalise(form: Format, shape: Shape, source: int, weight: int, target: int)
 
 
 @njit
+def write_state(shape: Shape, source: int, weight: int, target: int) -> None:
+    """RMSNorm of one row of the residual stream, to float32."""
+    called()
+    scale = splat(rms(shape, source, shape.width, shape.hidden))
+    for at in range(0, shape.width * FLOAT, VECTOR):
+        store(target + at, load(source + at) * scale * load(weight + at))
+
+
+@njit
 def embed(form: Format, shape: Shape, memory: Memory, token: int, target: int) -> None:
     """One row of the packed embedding, to float32."""
     steps = steps_of(form, shape.width)
@@ -363,7 +372,7 @@ def run_pass(
     epoch: int,
     thread: int,
 ) -> None:
-    """This thread's share of a whole pass: embed, all layers, and the logits that are wanted."""
+    """This thread's share of a whole pass: embed, all layers, and the logits and states that are wanted."""
     scratch = memory.scratch + thread * sizes.scratch
     stream = shape.width * FLOAT
     for token in share(team, epoch, 0, job.count):
@@ -371,9 +380,15 @@ def run_pass(
     for index in range(shape.layers):
         run_layer(form, shape, sizes, memory, team, epoch, scratch, job, layers[index], index)
     last = 1 + 8 * shape.layers
-    for row in share(team, epoch, last, job.logit_count):
-        source = memory.hidden + load_index(job.logit_rows + row * 4) * stream
-        normalise(form, shape, source, memory.norm, memory.operands + row * shape.width * operand_bytes(form))
+    for row in share(team, epoch, last, job.logit_count + job.state_count):
+        if row < job.logit_count:
+            source = memory.hidden + load_index(job.logit_rows + row * 4) * stream
+            target = memory.operands + row * shape.width * operand_bytes(form)
+            normalise(form, shape, source, memory.norm, target)
+        else:
+            state = row - job.logit_count
+            source = memory.hidden + load_index(job.state_rows + state * 4) * stream
+            write_state(shape, source, memory.norm, job.states + state * stream)
     head = adjacent(form, memory.head, memory.head_bias, shape.vocab, shape.width)
     logits = Assign(job.logits, shape.vocab * FLOAT)
     project(form, team, epoch, last + 1, head, job.logit_count, memory.operands, scratch, logits)

@@ -44,7 +44,7 @@ class Shape(NamedTuple):
     @property
     def draws(self) -> bool:
         """Whether there is a draw after every token."""
-        return self.few or self.singles == self.rows
+        return self.few or (self.singles == self.rows and not self.every)
 
     @property
     def multiplied(self) -> tuple[int, ...]:
@@ -224,6 +224,15 @@ class Network:
         if self._never_drawn is not None:
             self._never_drawn[:count].fill_(-torch.inf)
         return logits
+
+    def states(self, tokens: Tensor) -> Tensor:
+        """float32 [tokens, hidden]: the hidden states after the final norm that follow `tokens`, at most
+        `bounds.logits`, until logits are computed; after a forward whose shape wants `every` one."""
+        states = self._last[: len(tokens)]
+        torch.index_select(self._hidden, 0, tokens, out=states)
+        squares = torch.linalg.vector_norm(states, dim=1, keepdim=True).square_()
+        scale = squares.div_(self.spec.hidden_size).add_(self.spec.norm_eps).rsqrt_()  # [tokens, 1]
+        return states.mul_(scale).mul_(self._weights.norm)
 
     def warm(self, rows: int) -> None:
         """Multiply rows of zeros by every kind of matrix, so that the library chooses and loads its kernels;
