@@ -42,7 +42,8 @@ class ChatDialect:
         heading = Heading.now(new_id("chatcmpl-"), asking.model)
         legacy = bool(asked.functions) and not asked.tools
         tools = _functions(asked) if legacy else _tools(asked)
-        names = {**NAMES, "prompts": "messages", "logprobs": "top_logprobs", "format": "response_format"}
+        names = {**NAMES, "prompts": "messages", "logprobs": "top_logprobs"}
+        names["format"], wanted = read_format(asked)
         common = common_fields(asked, asking.caller)
         if asked.max_completion_tokens is not None:
             common["max_tokens"] = asked.max_completion_tokens
@@ -54,7 +55,7 @@ class ChatDialect:
             id=heading.id,
             prompts=(_prompt(asked, tools),),
             logprobs=_logprobs(asked),
-            format=read_format(asked),
+            format=wanted,
             tools=tools,
             names=names,
             **common,

@@ -13,7 +13,7 @@ from tokenspeed.api.endpoint import Asking, Job, new_id
 from tokenspeed.api.openai_answers import NAMES, CompletionWriter, Heading, common_fields
 from tokenspeed.api.openai_types import CompletionRequest
 from tokenspeed.api.response_format import read_format
-from tokenspeed.api.unsupported import refuse_unsupported
+from tokenspeed.api.unsupported import OFF_IN_TEXT, refuse_unsupported
 from tokenspeed.errors import RequestError
 from tokenspeed.generation.outputs import Delta, Ended, Output, Whole
 from tokenspeed.generation.request import (
@@ -32,11 +32,12 @@ class CompletionDialect:
     decoder = msgspec.json.Decoder(CompletionRequest)
 
     def read(self, asked: CompletionRequest, asking: Asking) -> Job:
-        refuse_unsupported(asking.body)
+        refuse_unsupported(asking.body, OFF_IN_TEXT)
         heading = Heading.now(new_id("cmpl-"), asking.model)
         common = common_fields(asked, asking.caller)
         wanted, drawn = common.get("n", 1), asked.best_of
-        names = {**NAMES, "prompts": "prompt", "format": "response_format"}
+        names = {**NAMES, "prompts": "prompt"}
+        names["format"], format_wanted = read_format(asked)
         if drawn is not None and drawn != wanted:
             _check_best_of(drawn, wanted, asked)
             common["n"], names["n"] = drawn, "best_of"
@@ -47,7 +48,7 @@ class CompletionDialect:
             prompts=prompts,
             logprobs=asked.logprobs or 0 if ranked else asked.logprobs,
             echo=bool(asked.echo),
-            format=read_format(asked),
+            format=format_wanted,
             names=names,
             **common,
         )

@@ -16,12 +16,12 @@ from tokenspeed.text.formats import AnyJson, Choices, Format, JsonSchema, Lark, 
 _KINDS = ("json", "regex", "choice", "grammar", "json_object")
 
 
-def read_format(asked: CommonRequest) -> Format | None:
-    """The one way in which a request says how its answer is to look."""
+def read_format(asked: CommonRequest) -> tuple[str, Format | None]:
+    """How a request says its answer is to look, and the field in which it does."""
     found = dict(_formats(asked))
     if len(found) > 1:
         raise wrong(next(iter(found)), f"cannot be combined with {list(found)[1]}: they hold the same answer")
-    return next(iter(found.values()), None)
+    return next(iter(found.items()), ("response_format", None))
 
 
 def _formats(asked: CommonRequest) -> Iterator[tuple[str, Format]]:

@@ -45,18 +45,27 @@ OFF: Mapping[str, tuple[Any, ...]] = {
     "dynatemp_range": (),
 }
 
+# What only a conversation can have.
+OFF_IN_TEXT: Mapping[str, tuple[Any, ...]] = {
+    **OFF,
+    "tools": (),
+    "tool_choice": ("none", "auto"),
+    "functions": (),
+    "function_call": ("none", "auto"),
+}
+
 _FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _ANY = msgspec.json.Decoder()
 
 
-def refuse_unsupported(body: bytes) -> None:
+def refuse_unsupported(body: bytes, off: Mapping[str, tuple[Any, ...]] = OFF) -> None:
     """Raise for the first field that asks for what is not supported. `body` has been parsed already."""
     fields = parse(body, _FIELDS)
-    for name in fields.keys() & OFF.keys():
+    for name in fields.keys() & off.keys():
         value = parse(body, _ANY, part=bytes(fields[name]))
         # An empty value or zero asks for nothing; a switch that is on by default is off when false.
-        idle = not value and True not in OFF[name]
-        if value is not None and not idle and value not in OFF[name]:
+        idle = not value and True not in off[name]
+        if value is not None and not idle and value not in off[name]:
             raise RequestError(
                 f"{name} is not supported yet; leave it out", param=name, code="unsupported_parameter"
             )

@@ -15,6 +15,7 @@ from tokenspeed.core.request import Finished, FinishReason, Pooled, Pooling, Req
 from tokenspeed.engine.engine import Engine
 from tokenspeed.engine.streams import Stream
 from tokenspeed.errors import EngineError, OverloadedError
+from tokenspeed.generation.generator import INLINE_CHARACTERS
 from tokenspeed.generation.outputs import Usage
 from tokenspeed.generation.request import (
     Limits,

@@ -20,7 +20,7 @@ from tokenspeed.text.tokenizer import Tokenizer
 from tokenspeed.text.trigger import Trigger
 
 MOST_CALLS = 64  # in one answer, where several are allowed: else one could go on calling for ever
-# Between the end of a thinking that the grammar does not see and the answer.
+# Between the answer and a thinking before it of which the grammar sees nothing.
 SPACE = "before: /[ \\n]{0,4}/\n"
 
 MakeConstraint = Callable[[], Constraint]
@@ -52,7 +52,8 @@ class Holder:
         chat = isinstance(request.prompts[0], ChatPrompt)
         think = self._style.think if chat and not opened else None
         free = tools is not None and not tools.required and wanted is None
-        return Hold(self._source(tools, wanted, None if free else think), self._trigger(tools, free, opened))
+        before = SPACE if opened else "" if think is None else self._thinking(think)
+        return Hold(self._source(tools, wanted, "" if free else before), self._trigger(tools, free, opened))
 
     def knows(self, hold: Hold) -> bool:
         """Whether `follow` takes no time."""
@@ -74,19 +75,22 @@ class Holder:
         except RequestError as error:
             raise _named(request, error) from None
 
-    def _source(self, tools: ToolUse | None, wanted: Format | None, think: Think | None) -> str:
-        """The grammar of an answer that may begin with thinking if `think` is given. Where it begins to hold
-        amid the answer it sees nothing of what comes before."""
-        rules, ways = SPACE, []
-        if think is not None:
-            rules = think_rules(think, opened=False, mark=self._mark) + "before: think\n"
+    def _thinking(self, think: Think) -> str:
+        """Rules of which `before` is the thinking that an answer may begin with."""
+        return think_rules(think, opened=False, mark=self._mark) + "before: think\n"
+
+    def _source(self, tools: ToolUse | None, wanted: Format | None, before: str) -> str:
+        """The grammar of an answer, with the rules of what may come `before` it. Where it begins to hold amid
+        the answer it sees nothing of what was there."""
+        rules, ways = before, []
         if tools is not None:
             most = 1 if tools.only is not None or not tools.parallel else MOST_CALLS
             rules += self._style.family.calls(_callable(tools), most=most, mark=self._mark)
             ways.append("calls")
         if wanted is not None and not (tools is not None and tools.required):
             ways.append("@answer")
-        return grammar_source(f"start: before ({' | '.join(ways)})\n{rules}", wanted)
+        start = f"{'before ' if before else ''}({' | '.join(ways)})"
+        return grammar_source(f"start: {start}\n{rules}", wanted)
 
     def _trigger(self, tools: ToolUse | None, free: bool, opened: bool) -> Callable[[], Trigger] | None:
         style = self._style
