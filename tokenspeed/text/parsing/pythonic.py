@@ -73,7 +73,8 @@ def _call(reader: Reader, output: Output, heads: Mapping[str, Tool]) -> Steps[bo
             keys = [other for other in keys if other != key]
             show(f"{separator}{json.dumps(key, ensure_ascii=False)}: ")
             separator = ", "
-        if not (yield from literal(reader, ignore if key is None else show)):
+        whole = yield from literal(reader, ignore if key is None else show)
+        if not whole or (yield from reader.space()) not in (",", ")"):  # no literal: a sum, say
             yield from reader.until(",", ")", show=ignore)
     if character:
         show("{}" if separator == "{" else "}")

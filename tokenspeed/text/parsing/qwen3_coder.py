@@ -34,6 +34,8 @@ PARAMETER, VALUE_END = "<parameter=", "</parameter>"
 # Templates write words as Python does.
 _WORDS = {"true": True, "false": False, "null": None, "none": None}
 
+_DELIMITERS = re.compile(r"\\.|/|\n", re.DOTALL)  # or an escape, which is left as it is
+
 
 def detects(template: str) -> bool:
     """Only this family writes functions so."""
@@ -172,14 +174,21 @@ def _value_rules(terminal: str, schema: Schema, tool: Tool) -> tuple[str, list[s
 
 def _bounds(schema: Schema) -> list[str]:
     """Terminals that a string's text must match as well."""
-    least, most = schema.get("minLength", 0), schema.get("maxLength", "")
-    bounds = [f"/(?s:.{{{least},{most}}})/"] if least or most != "" else []
+    least, most = schema.get("minLength"), schema.get("maxLength")
+    bounds = []
+    if isinstance(least, int) or isinstance(most, int):
+        bounds.append(f"/(?s:.{{{least or 0},{'' if most is None else most}}})/")
     if isinstance(pattern := schema.get("pattern"), str):
         front = "" if pattern.startswith("^") else "(?s:.*)"
         back = "" if pattern.endswith("$") else "(?s:.*)"
-        body = re.sub(r"(?<!\\)/", r"\/", pattern.removeprefix("^").removesuffix("$"))
+        body = _DELIMITERS.sub(_delimited, pattern.removeprefix("^").removesuffix("$"))
         bounds.append(f"/{front}({body}){back}/")
     return bounds
+
+
+def _delimited(match: re.Match[str]) -> str:
+    """A character of a regular expression that may not stand between slashes."""
+    return {"/": r"\/", "\n": r"\n"}.get(match[0], match[0])
 
 
 QWEN3_CODER = Family("qwen3_coder", (OPEN, CLOSE), (OPEN, FUNCTION), detects, parser, rules)
