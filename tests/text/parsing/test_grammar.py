@@ -157,7 +157,7 @@ def test_what_the_grammar_admits_is_parsed_to_calls_that_fit(
     family = FAMILIES[name]
     schemas = {tool.name: tool.parameters for tool in TOOLS}
     lark = "start: calls\n" + family.calls(TOOLS, most=most, mark=mark)
-    for seed in range(12):
+    for seed in range(6):
         text = walk(tokens, lark, seed)
         parser = family.parser(TOOLS)
         found = calls(parser.push(text) + parser.flush())
@@ -174,7 +174,7 @@ def test_thinking_that_the_grammar_admits_is_parsed_as_such(
     think: Think, opened: bool, tokens: LLTokenizer, mark: Callable[[str], str]
 ) -> None:
     lark = 'start: think "Done."\n' + think_rules(think, opened=opened, mark=mark)
-    for seed in range(12):
+    for seed in range(6):
         text = walk(tokens, lark, seed, [think.close, *ENDS])
         parser = Thinking(think, PlainText(), opened=opened)
         parts = parser.push(text) + parser.flush()
@@ -190,7 +190,7 @@ def test_thinking_that_the_grammar_admits_is_parsed_as_such(
 def test_no_more_calls_are_admitted_than_asked_for(family: Family, most: int) -> None:
     tool = [Tool("now")]
     exactly = "start: calls\n" + family.calls(tool, most=most, mark=as_text)
-    longest = max((walk(PLAIN, exactly, seed) for seed in range(20)), key=len)
+    longest = max((walk(PLAIN, exactly, seed) for seed in range(12)), key=len)
     parser = family.parser(tool)
     assert len(calls(parser.push(longest) + parser.flush())) == most
 

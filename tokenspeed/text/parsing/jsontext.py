@@ -84,9 +84,10 @@ def stream(reader: Reader, show: Show, *, inside: str = "") -> Steps[bool]:
     scanner = JsonScanner(inside)
     while True:
         reader.forget()
-        reader.at = scanner.feed(reader.text, 0)
-        if reader.at:
-            show(reader.text[: reader.at])
+        start = reader.at
+        reader.at = scanner.feed(reader.text, start)
+        if reader.at > start:
+            show(reader.text[start : reader.at])
         reader.forget()
         if scanner.ended or scanner.broken or reader.ended:
             return scanner.ended

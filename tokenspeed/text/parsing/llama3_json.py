@@ -43,7 +43,7 @@ def parser(tools: Sequence[Tool]) -> Parser:
             yield from reader.space()
             yield from reader.take(MARK)
             last = yield from jsontext.call(reader, output, names)
-        reader.at = 0
+        reader.undo()
         yield from reader.space()
         yield from reader.take(CLOSE)
         return True

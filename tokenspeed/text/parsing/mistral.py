@@ -44,7 +44,7 @@ def _list(reader: Reader, output: Output, names: Collection[str]) -> Steps[bool]
         yield from reader.take(",")
         yield from reader.space()
         last = yield from jsontext.call(reader, output, names)
-    reader.at = 0
+    reader.undo()
     return True
 
 

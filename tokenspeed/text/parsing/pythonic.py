@@ -47,7 +47,7 @@ def parser(tools: Sequence[Tool]) -> Parser:
                 yield from reader.take(CLOSE)
                 return True
             last = bool((yield from reader.take(","))) and (yield from _call(reader, output, heads))
-        reader.at = 0
+        reader.undo()
         return True
 
     return CallParser([OPEN], calls, start=calls)

@@ -2,11 +2,12 @@
 
 A reader's methods are generators that wait for more text at every `yield`, so the grammar of an answer is
 written as if all of it were there; where the text is cut cannot matter. Nothing a method leaves unread is
-lost: setting `at` back undoes what was read, up to what was last forgotten.
+lost, and what it read can be undone, up to what was last forgotten.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Generator, Iterable
 from typing import TypeAlias, TypeVar
 
@@ -18,19 +19,26 @@ Show: TypeAlias = Callable[[str], None]
 
 
 class Reader:
-    """The text that has arrived from the last forgotten character on; `at` is the next to be read."""
+    """The text that has arrived; `at` is the next character to be read."""
 
-    __slots__ = ("at", "ended", "text")
+    __slots__ = ("_start", "at", "ended", "text")
 
     def __init__(self) -> None:
         self.text = ""
         self.at = 0
         self.ended = False  # no more text comes
+        self._start = 0
 
     def forget(self) -> None:
-        """Drops what was read; it cannot be undone then."""
-        self.text = self.text[self.at :]
-        self.at = 0
+        """What was read until now cannot be undone. Places in the text are others afterwards."""
+        if 2 * self.at >= len(self.text):  # so that dropping it costs no more than reading it
+            self.text = self.text[self.at :]
+            self.at = 0
+        self._start = self.at
+
+    def undo(self) -> None:
+        """Nothing was read since the last time it was forgotten."""
+        self.at = self._start
 
     def peek(self) -> Steps[str]:
         """The next character, left unread; nothing at the end."""
@@ -48,12 +56,13 @@ class Reader:
 
     def take(self, *spellings: str) -> Steps[str | None]:
         """Reads the first of `spellings` that stands here, if one does. None may begin another."""
+        longest = max(map(len, spellings), default=0)
         while True:
             for spelling in spellings:
                 if self.text.startswith(spelling, self.at):
                     self.at += len(spelling)
                     return spelling
-            rest = self.text[self.at :]
+            rest = self.text[self.at : self.at + longest]
             if self.ended or not any(spelling.startswith(rest) for spelling in spellings):
                 return None
             yield
@@ -63,24 +72,28 @@ class Reader:
 
         None at the end of all text. No mark may be within another.
         """
+        pattern = re.compile("|".join(map(re.escape, marks)))
         while True:
             self.forget()
-            found = [(place, mark) for mark in marks if (place := self.text.find(mark)) >= 0]
-            place, mark = min(found, default=(len(self.text), None))
-            if mark is None and not self.ended:
-                place -= max(overlap(self.text, mark) for mark in marks)
-            if place:
-                show(self.text[:place])
-                self.at = place
+            found = pattern.search(self.text, self.at)
+            if found is not None:
+                end = found.start()
+            elif self.ended:
+                end = len(self.text)
+            else:
+                end = len(self.text) - max(overlap(self.text, self.at, mark) for mark in marks)
+            if end > self.at:
+                show(self.text[self.at : end])
+                self.at = end
+            if found is not None or self.ended:
                 self.forget()
-            if mark is not None or self.ended:
-                return mark
+                return None if found is None else found[0]
             yield
 
 
-def overlap(text: str, mark: str) -> int:
-    """How many characters at the end of `text` begin `mark`, short of all of it."""
-    place = text.find(mark[0], max(0, len(text) - len(mark) + 1))
+def overlap(text: str, at: int, mark: str) -> int:
+    """How many characters at the end of `text`, from `at` on, begin `mark`, short of all of it."""
+    place = text.find(mark[0], max(at, len(text) - len(mark) + 1))
     while place >= 0 and not mark.startswith(text[place:]):
         place = text.find(mark[0], place + 1)
     return len(text) - place if place >= 0 else 0
@@ -184,9 +197,10 @@ def _answer(
     reader: Reader, output: Output, openers: tuple[str, ...], calls: Calls, start: Calls | None
 ) -> Steps[None]:
     if start is not None and not (yield from start(reader, output)):
-        reader.at = 0
+        reader.undo()
     while (opener := (yield from reader.until(*openers, show=output.text))) is not None:
         if not (yield from calls(reader, output)):
-            reader.at = len(opener)
+            reader.undo()
+            reader.at += len(opener)
             output.text(opener)
     output.end()

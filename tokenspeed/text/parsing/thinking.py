@@ -73,7 +73,7 @@ class Thinking:
         yield from reader.space()
         marked = yield from reader.take(think.open)  # models may repeat what the prompt has opened
         if not marked:
-            reader.at = 0
+            reader.undo()
         if marked or opened:
             yield from _skip_newlines(reader)
             text = Held(self._show, _NEWLINES)
