@@ -101,15 +101,21 @@ def matcher(tokens: LLTokenizer, lark: str) -> LLMatcher:
     return made
 
 
-def walk(tokens: LLTokenizer, lark: str, seed: int, ends: Sequence[str] = ENDS) -> str:
-    """A text that the grammar admits, drawn at random; longer ones soon head for their end."""
+def walk(tokens: LLTokenizer, lark: str, seed: int, first: str = "") -> str:
+    """A text that the grammar admits, drawn at random; longer ones soon head for their end.
+
+    `first` ends what comes before all values, and is chosen only once: it could be in a value, too.
+    """
     draw = random.Random(seed)
     grammar = matcher(tokens, lark)
     ids: list[int] = []
     while len(ids) < MOST_TOKENS:
         if grammar.is_accepting() and (grammar.is_stopped() or draw.random() < 0.5):
             return show(tokens, ids)
-        chosen = end_value(tokens, grammar, ends) if draw.random() < len(ids) / 60 else []
+        chosen = []
+        if draw.random() < len(ids) / 60:
+            chosen = end_value(tokens, grammar, [first, *ENDS] if first else ENDS)
+            first = "" if show(tokens, chosen) == first else first
         if not chosen:
             mask = grammar.compute_logit_bias()
             allowed = [token for token, bias in enumerate(mask) if bias and token not in tokens.eos_tokens]
@@ -175,7 +181,7 @@ def test_thinking_that_the_grammar_admits_is_parsed_as_such(
 ) -> None:
     lark = 'start: think "Done."\n' + think_rules(think, opened=opened, mark=mark)
     for seed in range(6):
-        text = walk(tokens, lark, seed, [think.close, *ENDS])
+        text = walk(tokens, lark, seed, think.close)
         parser = Thinking(think, PlainText(), opened=opened)
         parts = parser.push(text) + parser.flush()
         shown = "".join(part.text for part in parts if isinstance(part, Text))
@@ -183,6 +189,18 @@ def test_thinking_that_the_grammar_admits_is_parsed_as_such(
         assert shown == "Done."
         assert thought.strip("\n") == thought
         assert opened or bool(thought) <= text.startswith("<think>")
+
+
+@KINDS
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_calls_may_follow_thinking(family: Family, tokens: LLTokenizer, mark: Callable[[str], str]) -> None:
+    think = THINKS[0]
+    rules = think_rules(think, opened=True, mark=mark) + family.calls(TOOLS, most=1, mark=mark)
+    for seed in range(4):
+        text = walk(tokens, f"start: think calls\n{rules}", seed, think.close)
+        parser = Thinking(think, family.parser(TOOLS), opened=True)
+        parts = parser.push(text) + parser.flush()
+        assert len(calls([part for part in parts if not isinstance(part, Reasoning)])) == 1
 
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)

@@ -60,10 +60,10 @@ def _rules(bodies: Sequence[str], separator: str, most: int | None, mark: Mark) 
 
 def rules_fenced(tools: Sequence[Tool], *, most: int | None, mark: Mark) -> str:
     """Calls of the kind `function`, the only one there is, on lines of their own."""
-    front = f'"function" {mark(NAME)}'
+    heads = {f"{tool.name}\n{FENCE}\n": tool for tool in tools}
     bodies = [
-        rf'{front} {quote(f"{tool.name}{chr(10)}{FENCE}{chr(10)}")} {json_object(tool.parameters)} "\n```"'
-        for tool in tools
+        rf'"function" {mark(NAME)} {quote(head)} {json_object(tool.parameters)} "\n```"'
+        for head, tool in heads.items()
     ]
     return _rules(bodies, r'"\n"', most, mark)
 
