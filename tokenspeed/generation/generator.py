@@ -93,16 +93,16 @@ class Generator:
         arrival = self.now() if arrival is None else arrival
         check_request(request, self._limits, self._vocab_size)
         sampling = resolve_sampling(request, self._defaults, secrets.randbits(62), self._vocab_size)
-        if sum(map(_size, request.prompts)) > INLINE_CHARACTERS:
-            async with self._tokenising:
-                prompts = await asyncio.to_thread(self._encode_all, request)
-        else:
-            prompts = self._encode_all(request)
+        prompts = await self._encoded(request)
         asked = [
             self._core_request(request, index, prompt, sampling, arrival)
             for index, prompt in enumerate(prompts)
         ]
         return Generation(request, self._tokenizer, prompts, self._submit(request, asked))
+
+    async def count(self, request: GenerationRequest) -> int:
+        """How many tokens its prompts have, as `start` would count them."""
+        return sum(len(prompt.ids) for prompt in await self._encoded(request))
 
     def _submit(self, request: GenerationRequest, asked: Sequence[Request]) -> list[Stream]:
         """All of them, or none; an error names the field as the client does."""
@@ -148,6 +148,12 @@ class Generator:
             prompt_logprobs=request.logprobs if request.echo else None,
             speculation=request.speculation,
         )
+
+    async def _encoded(self, request: GenerationRequest) -> list[EncodedPrompt]:
+        if sum(map(_size, request.prompts)) <= INLINE_CHARACTERS:
+            return self._encode_all(request)
+        async with self._tokenising:
+            return await asyncio.to_thread(self._encode_all, request)
 
     def _encode_all(self, request: GenerationRequest) -> list[EncodedPrompt]:
         return [self._encode(request, prompt) for prompt in request.prompts]
