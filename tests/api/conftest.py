@@ -170,10 +170,11 @@ class Answer:
 
     @property
     def error(self) -> dict[str, Any]:
-        """The error object, which must have OpenAI's four fields and no trace of our code."""
+        """The error object, which must have OpenAI's four fields, figures at most beside them, and no trace
+        of our code."""
         answer = self.json()
         assert answer.keys() == {"error"}
-        assert answer["error"].keys() == {"message", "type", "param", "code"}
+        assert answer["error"].keys() - {"n_prompt_tokens", "n_ctx"} == {"message", "type", "param", "code"}
         assert "Traceback" not in answer["error"]["message"]
         assert ".py" not in answer["error"]["message"]
         error: dict[str, Any] = answer["error"]

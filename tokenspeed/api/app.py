@@ -11,6 +11,8 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.routing import Route
 
+from tokenspeed.api.anthropic import CountTokensEndpoint, MessagesDialect
+from tokenspeed.api.anthropic_models import AnthropicModelsEndpoint
 from tokenspeed.api.chat import ChatDialect
 from tokenspeed.api.completions import CompletionDialect
 from tokenspeed.api.embeddings import EmbeddingsEndpoint
@@ -51,11 +53,13 @@ def create_app(
     endpoints: list[tuple[str, Endpoint[Any]]] = [
         ("/chat/completions", Endpoint(ChatDialect(), service)),
         ("/completions", Endpoint(CompletionDialect(), service)),
+        ("/messages", Endpoint(MessagesDialect(model.max_context), service)),
     ]
     routes = [
         *(Route(path, endpoint.create, methods=["POST"]) for path, endpoint in endpoints),
         Route("/embeddings", embeddings.create, methods=["POST"]),
-        *ModelsEndpoint(model).routes(),
+        Route("/messages/count_tokens", CountTokensEndpoint(service).create, methods=["POST"]),
+        *AnthropicModelsEndpoint(model, ModelsEndpoint(model)).routes(),
         *TimelineEndpoint(timeline).routes(),
         *HealthEndpoint(registry, ready).routes(),
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
@@ -78,6 +78,7 @@ class HasModel(Protocol):
 
 
 Asked = TypeVar("Asked", bound=HasModel)
+T = TypeVar("T")
 
 
 class Dialect(Protocol[Asked]):
@@ -109,15 +110,7 @@ class Endpoint(Generic[Asked]):
         self._service = service
 
     async def create(self, http: Request) -> Response:
-        service = self._service
-        body = await read_body(http, service.options.max_body_bytes)
-        arrival = service.generator.now()
-        await service.pace.turn()
-        caller = caller_of(http)
-        if len(body) > INLINE_BYTES:
-            job = await asyncio.to_thread(self._read, body, caller)
-        else:
-            job = self._read(body, caller)
+        job, arrival = await read_request(http, self._service, self._read)
         if isinstance(job, Response):
             return job
         if job.stream:
@@ -147,6 +140,18 @@ class Endpoint(Generic[Asked]):
         return Response(orjson.dumps(answer), headers=headers, media_type="application/json")
 
 
+async def read_request(
+    http: Request, service: Service, read: Callable[[bytes, Caller], T]
+) -> tuple[T, float]:
+    """What `read` makes of a request's body, and the request's arrival on the engine's clock."""
+    body = await read_body(http, service.options.max_body_bytes)
+    arrival = service.generator.now()
+    await service.pace.turn()
+    if len(body) > INLINE_BYTES:
+        return await asyncio.to_thread(read, body, caller_of(http)), arrival
+    return read(body, caller_of(http)), arrival
+
+
 def new_id(prefix: str) -> str:
     """An id that nobody guesses."""
     return prefix + secrets.token_hex(12)
@@ -156,6 +161,7 @@ def answer_headers(request_id: str, generation: Generation) -> dict[str, str]:
     """The id by which the request's timeline is found, and when its first token was predicted."""
     return {
         "x-request-id": request_id,
+        "request-id": request_id,  # as Anthropic's clients read it
         "x-tokenspeed-predicted-ttft-ms": f"{1000.0 * generation.predicted:.1f}",
     }
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import orjson
+from starlette.types import Scope
 
 
 class Problem(NamedTuple):
@@ -50,7 +51,18 @@ _ANTHROPIC_TYPES = {
 def anthropic_error(problem: Problem) -> bytes:
     """`{"type": "error", "error": {type, message}}`."""
     kind = _ANTHROPIC_TYPES.get(problem.status, "invalid_request_error")
-    return orjson.dumps({"type": "error", "error": {"type": kind, "message": problem.message}})
+    error = {"type": kind, "message": _too_long(problem) or problem.message}
+    return orjson.dumps({"type": "error", "error": error})
+
+
+def _too_long(problem: Problem) -> str | None:
+    """Of a prompt that is, in the words by which agents know that they must shorten the conversation."""
+    details = problem.details or {}
+    length, context = details.get("n_prompt_tokens", 0), details.get("n_ctx", 1)
+    if length < context:
+        return None
+    # A prompt as long as the context is too long as well: it leaves no room for a single token.
+    return f"prompt is too long: {length} tokens > {min(context, length - 1)} maximum"
 
 
 def ollama_error(problem: Problem) -> bytes:
@@ -65,6 +77,13 @@ _SHAPES: Mapping[str, ErrorShape] = {
 }
 
 
-def shape_of(path: str) -> ErrorShape:
-    """The shape of errors at `path`, which begins with a slash and has no `/v1` in front."""
-    return _SHAPES.get(path.split("/", 2)[1], openai_error)
+ANTHROPIC_VERSION = (
+    "anthropic-version"  # the header that tells Anthropic's clients on paths that others share
+)
+
+
+def shape_of(scope: Scope) -> ErrorShape:
+    """The shape of errors for a request, whose path begins with a slash and has no `/v1` in front."""
+    if any(name == ANTHROPIC_VERSION.encode() for name, _ in scope.get("headers", ())):
+        return anthropic_error
+    return _SHAPES.get(scope["path"].split("/", 2)[1], openai_error)

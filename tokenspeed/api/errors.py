@@ -13,6 +13,7 @@ from typing import NamedTuple
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Scope
 
 from tokenspeed.api.error_shapes import Problem, shape_of
 from tokenspeed.errors import (
@@ -82,10 +83,10 @@ def problem_of(error: Exception) -> Problem:
     return Problem(500, FAILED, "server_error", code="internal_error")
 
 
-def error_response(error: Exception, path: str) -> Response:
-    """The whole answer to a request that failed before it began; `path` is as `normal_path` has it."""
+def error_response(error: Exception, scope: Scope) -> Response:
+    """The whole answer to a request that failed before it began; its path is as `normal_path` has it."""
     problem = problem_of(error)
-    return Response(shape_of(path)(problem), problem.status, _headers(error), media_type="application/json")
+    return Response(shape_of(scope)(problem), problem.status, _headers(error), media_type="application/json")
 
 
 def _headers(error: Exception) -> dict[str, str]:
@@ -104,14 +105,13 @@ async def handle_error(request: Request, error: Exception) -> Response:
     """Starlette's hook for what endpoints raise."""
     if isinstance(error, ClientGoneError):
         return Response(status_code=499)
-    return error_response(error, request.scope["path"])
+    return error_response(error, request.scope)
 
 
 async def handle_http_error(request: Request, error: Exception) -> Response:
     """Starlette's own 404 and 405, in the shape of whatever protocol the path belongs to."""
     assert isinstance(error, HTTPException)
-    path = request.scope["path"]
-    route = f"{request.method} {path}"
+    route = f"{request.method} {request.scope['path']}"
     if error.status_code == 405:
         message, code = f"{route}: this path does not take that method.", "method_not_allowed"
     elif error.status_code == 404:
@@ -119,4 +119,5 @@ async def handle_http_error(request: Request, error: Exception) -> Response:
     else:
         message, code = str(error.detail), "http_error"
     problem = Problem(error.status_code, message[:500], "invalid_request_error", code=code)
-    return Response(shape_of(path)(problem), error.status_code, error.headers, media_type="application/json")
+    body = shape_of(request.scope)(problem)
+    return Response(body, error.status_code, error.headers, media_type="application/json")

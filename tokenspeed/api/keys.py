@@ -47,7 +47,7 @@ class Keys:
         try:
             caller = self._caller(scope)
         except UnauthorizedError as error:
-            await error_response(error, scope["path"])(scope, receive, send)
+            await error_response(error, scope)(scope, receive, send)
         else:
             await self._app({**scope, CALLER: caller}, receive, send)
 

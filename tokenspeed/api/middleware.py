@@ -41,6 +41,6 @@ class Boundary:
         try:
             await self._app(inner, receive, watched)
         except Exception as error:
-            response = error_response(error, inner["path"])  # also logs
+            response = error_response(error, inner)  # also logs
             if not started:
                 await response(scope, receive, send)

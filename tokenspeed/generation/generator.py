@@ -85,11 +85,7 @@ class Generator:
         arrival = self.now() if arrival is None else arrival
         check_request(request, self._limits, self._vocab_size)
         sampling = resolve_sampling(request, self._defaults, secrets.randbits(62), self._vocab_size)
-        if sum(map(_size, request.prompts)) > INLINE_CHARACTERS:
-            async with self._tokenising:
-                prompts = await asyncio.to_thread(self._encode_all, request)
-        else:
-            prompts = self._encode_all(request)
+        prompts = await self._encoded(request)
         constraint = await self._constraint(request, opened=any(prompt.opened for prompt in prompts))
         asked = [
             self._core_request(request, index, prompt, sampling, arrival, constraint)
@@ -106,6 +102,10 @@ class Generator:
             return self._holder.follow(request, hold, opened=opened)
         async with self._compiling:
             return await asyncio.to_thread(self._holder.follow, request, hold, opened=opened)
+
+    async def count(self, request: GenerationRequest) -> int:
+        """How many tokens its prompts have, as `start` would count them."""
+        return sum(len(prompt.ids) for prompt in await self._encoded(request))
 
     def _submit(self, request: GenerationRequest, asked: Sequence[Request]) -> list[Stream]:
         """All of them, or none; an error names the field as the client does."""
@@ -153,6 +153,12 @@ class Generator:
             speculation=request.speculation,
             constraint=constraint,
         )
+
+    async def _encoded(self, request: GenerationRequest) -> list[EncodedPrompt]:
+        if sum(map(_size, request.prompts)) <= INLINE_CHARACTERS:
+            return self._encode_all(request)
+        async with self._tokenising:
+            return await asyncio.to_thread(self._encode_all, request)
 
     def _encode_all(self, request: GenerationRequest) -> list[EncodedPrompt]:
         return [self._encode(request, prompt) for prompt in request.prompts]

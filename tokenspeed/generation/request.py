@@ -108,7 +108,8 @@ class SamplingFields:
 class GenerationRequest:
     """Prompts and how to continue each of them, `n` times.
 
-    `max_tokens` None is to the end of the context, within the limits; 0 only echoes and scores. `logprobs`
+    `max_tokens` None is to the end of the context, within the limits; 0 only echoes and scores. `most_tokens`
+    takes its place where more than there is room for shall be cut to that, not refused. `logprobs`
     is the number of alternatives beside each token, None for no log-probabilities at all. `account` is whose
     shares and caps it counts against. The first token is wanted within `deadline` seconds of its arrival,
     and it is refused at once if that cannot be; None has no hurry. Without `speculation` no drafts are used.
@@ -120,6 +121,7 @@ class GenerationRequest:
     sampling: SamplingFields = field(default_factory=SamplingFields)
     n: int = 1
     max_tokens: int | None = None
+    most_tokens: int | None = None
     min_tokens: int = 0
     stops: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
@@ -264,13 +266,15 @@ def room_for(request: GenerationRequest, prompt: Sequence[int], limits: Limits, 
     check_length(request, length, limits, context, behind=int(request.max_tokens != 0))
     room = context - length
     if request.max_tokens is None:
-        return min(room, limits.max_tokens)
+        most = limits.max_tokens if request.most_tokens is None else request.most_tokens
+        return min(room, limits.max_tokens, most)
     if request.max_tokens > room:
         raise ContextLengthError(
             f"This model's maximum context length is {context} tokens, but you requested "
             f"{length + request.max_tokens} tokens ({length} in the prompt, {request.max_tokens} in the "
             "completion), which exceeds the available context size. Please ask for less.",
             param=request.name("max_tokens"),
+            details={"n_prompt_tokens": length, "n_ctx": context},
         )
     return request.max_tokens
 
@@ -283,10 +287,12 @@ def check_length(request: Named, length: int, limits: Limits, context: int, *, b
             f"This server takes prompts of at most {limits.max_prompt_tokens} tokens, "
             f"but yours has {length} tokens. Please shorten it.",
             param=name,
+            details={"n_prompt_tokens": length, "n_ctx": limits.max_prompt_tokens},
         )
     if length + behind > context:
         raise ContextLengthError(
             f"This model's maximum context length is {context} tokens, but your prompt has {length} tokens, "
             "which exceeds the available context size. Please shorten it.",
             param=name,
+            details={"n_prompt_tokens": length, "n_ctx": context},
         )
