@@ -127,7 +127,14 @@ def build(
     app = create_app(
         generator,
         embedder,
-        model=ServedModel(name, checkpoint.name, generator.max_context, int(time.time())),
+        model=ServedModel(
+            name,
+            checkpoint.name,
+            generator.max_context,
+            int(time.time()),
+            aliases=tuple(config.model.aliases),
+            any_name=config.model.any_name,
+        ),
         options=config.server,
         registry=registry_for(*([metrics] if device is None else [metrics, device])),
         ready=lambda: engine.ready,

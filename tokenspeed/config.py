@@ -248,6 +248,10 @@ def _is_text_table(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(item, str) for item in value.values())
 
 
+def _is_text_list(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
 class _Kind(NamedTuple):
     """A type that an option may have: its name in errors, what is accepted, and the value made of it."""
 
@@ -262,6 +266,7 @@ _KINDS: Mapping[Any, _Kind] = {
     float: _Kind("a number", _is_number, _finite),
     str: _Kind("a string", lambda value: isinstance(value, str), _text),
     dict[str, str]: _Kind("a table of strings", _is_text_table, _whole),
+    list[str]: _Kind("an array of strings", _is_text_list, _whole),
 }
 
 

@@ -300,6 +300,8 @@ async def serve(
     script: Sequence[str] | None = None,
     template: str = TEMPLATE,
     context: int = CONTEXT,
+    aliases: tuple[str, ...] = (),
+    any_name: bool = False,
 ) -> AsyncIterator[Server]:
     """A running server without a socket. Where there is a `script` the model says its texts, one for each
     choice; more can be added to `Server.script.texts`."""
@@ -348,7 +350,7 @@ async def serve(
     app = create_app(
         generator,
         embedder,
-        model=ServedModel(NAME, "somewhere/tiny", context, 1_700_000_000),
+        model=ServedModel(NAME, "somewhere/tiny", context, 1_700_000_000, aliases, any_name),
         options=options or ServerOptions(),
         registry=registry,
         ready=lambda: engine.ready,

@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.routing import Route
 
+from tokenspeed.api.access import Origins, cors
 from tokenspeed.api.anthropic import CountTokensEndpoint, MessagesDialect
 from tokenspeed.api.anthropic_models import AnthropicModelsEndpoint
 from tokenspeed.api.chat import ChatDialect
@@ -65,7 +66,12 @@ def create_app(
     ]
     app = Starlette(
         routes=routes,
-        middleware=[Middleware(Boundary), Middleware(Keys, keys=keys)],
+        middleware=[
+            Middleware(Boundary),
+            Middleware(Origins, options=options),
+            *cors(options),
+            Middleware(Keys, keys=keys),
+        ],
         exception_handlers={
             TokenSpeedError: handle_error,
             ClientGoneError: handle_error,

@@ -17,6 +17,8 @@ class ServerOptions:
     max_body_bytes: int = option(8 * 1024 * 1024, at_least=1024, at_most=1024**3)
     drain_seconds: float = option(30.0, at_least=0.0, at_most=3600.0)
     ping_seconds: float = option(15.0, at_least=1.0, at_most=300.0)  # silence before a keep-alive comment
+    cors_origins: list[str] = option([])  # pages that may use it: "https://host:port", or "*"
+    allowed_hosts: list[str] = option([])  # names beside localhost under which a loopback address is reached
     log_level: str = option("info", choices=("debug", "info", "warning", "error"))
 
 
