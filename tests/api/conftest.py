@@ -22,6 +22,7 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from tokenspeed.api.app import create_app
 from tokenspeed.api.models import ServedModel
 from tokenspeed.api.options import KeyOptions, ServerOptions
+from tokenspeed.api.responses_store import ResponseStore
 from tokenspeed.core.accounts import Account
 from tokenspeed.core.costs import Costs
 from tokenspeed.core.plan import Capacity, Draw, StepPlan, StepResult
@@ -295,6 +296,7 @@ async def serve(
     script: Sequence[str] | None = None,
     template: str = TEMPLATE,
     context: int = CONTEXT,
+    store: ResponseStore | None = None,
 ) -> AsyncIterator[Server]:
     """A running server without a socket. Where there is a `script` the model says its texts, one for each
     choice; more can be added to `Server.script.texts`."""
@@ -337,6 +339,7 @@ async def serve(
         ready=lambda: engine.ready,
         keys=keys or {},
         timeline=timelines.get,
+        store=store,
     )
     try:
         yield Server(app, engine, gate, noticed, generator, tokenizer, scripted, failing)

@@ -108,8 +108,8 @@ class ResponsesDialect:
         """The whole conversation. Instructions are those of this request alone."""
         conversation = Conversation(asked.instructions)
         for record in self._before(asked.previous_response_id, account):
-            for item in record.items:
-                conversation.add("previous_response_id", item)
+            for known in record.items:
+                conversation.add("previous_response_id", known)
         for index, item in enumerate(items):
             conversation.add("input" if isinstance(asked.input, str) else f"input[{index}]", item)
         return conversation.messages()
@@ -147,8 +147,8 @@ def _refuse(asked: ResponsesRequest) -> None:
         "background": bool(asked.background),
         "conversation": asked.conversation is not None,
         "prompt": asked.prompt is not None,
-        "truncation": asked.truncation
-        not in (None, "disabled"),  # nothing is ever left out of a conversation
+        # A conversation is read as a whole or refused.
+        "truncation": asked.truncation not in (None, "disabled"),
     }
     for name, found in unsupported.items():
         if found:

@@ -51,9 +51,10 @@ def kept_items(items: Sequence[Item], response_id: str) -> list[dict[str, Any]]:
 
 
 def _kept(item: Item, response_id: str, index: int) -> dict[str, Any]:
-    kind = kind_of(item)
-    prefix = _PREFIXES.get(kind, "item")
-    kept = {**item, "type": kind, "id": item.get("id") or f"{prefix}_{response_id[5:]}i{index}"}
+    kind, own_id = kind_of(item), item.get("id")
+    named = isinstance(own_id, str) and own_id
+    item_id = own_id if named else f"{_PREFIXES.get(kind, 'item')}_{response_id[5:]}i{index}"
+    kept = {**item, "type": kind, "id": item_id}
     if kind == "message":
         part = "output_text" if item.get("role") == "assistant" else "input_text"
         content = item.get("content") or ""

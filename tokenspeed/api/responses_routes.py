@@ -73,8 +73,10 @@ class StoredResponsesEndpoint:
 
     async def _record(self, http: Request) -> Record:
         response_id, account = http.path_params["id"], caller_of(http).account
-        record = self._store and await asyncio.to_thread(self._store.load, account, response_id)
-        if not record:
+        if self._store is None:
+            raise _not_found(response_id)
+        record = await asyncio.to_thread(self._store.load, account, response_id)
+        if record is None:
             raise _not_found(response_id)
         return record
 

@@ -176,8 +176,15 @@ def _parse(data: bytes, response_id: str) -> Record | None:
         return None
     match stored:
         case {"version": int(version), "response": dict(response), "input": list(given)}:
-            output = response.get("output")
-            known = version == _VERSION and response.get("id") == response_id and isinstance(output, list)
-            if known and all(isinstance(item, dict) for item in [*output, *given]):
+            before, output = response.get("previous_response_id"), response.get("output")
+            known = version == _VERSION and response.get("id") == response_id
+            linked = before is None or isinstance(before, str)
+            if known and linked and _are_items(given) and _are_items(output):
                 return Record(response, given)
     return None
+
+
+def _are_items(found: Any) -> bool:
+    return isinstance(found, list) and all(
+        isinstance(item, dict) and isinstance(item.get("id"), str) for item in found
+    )

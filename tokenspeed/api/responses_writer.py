@@ -27,7 +27,7 @@ _CREATED, _IN_PROGRESS = "response.created", "response.in_progress"
 
 
 class ResponseWriter:
-    """One answer, item by item: at most the last one grows. The pieces of it cost little more than their text.
+    """One answer, item by item, of which the last one grows. Pieces of it cost little more than their text.
 
     `final` is the response once it is whole, for whoever wants to keep it; a failed one is not.
     """
@@ -115,7 +115,7 @@ class ResponseWriter:
         added = {"output_index": index, "item": growing.item("in_progress")}
         events: list[Event] = [("response.output_item.added", added), *growing.opening()]
         self._growing = growing
-        unscored = {"logprobs": []} if isinstance(growing, Saying) else {}
+        unscored: dict[str, Any] = {"logprobs": []} if isinstance(growing, Saying) else {}
         fields = orjson.dumps({"type": growing.delta, **growing.place, **unscored})
         self._delta = _named(growing.delta) + fields[:-1] + b',"sequence_number":'
         return b"".join([self._event(*event) for event in events])
