@@ -97,8 +97,8 @@ class ResponsesDialect:
         found = next((each for each in record.items if each.get("id") == item_id), None) if record else None
         if found is None:
             raise RequestError(
-                f"{path}: there is no item {item_id[:100]!r} here. Items of responses with store = false are "
-                "not kept, others for a while; send the item itself.",
+                f"{path}.id: there is no item {item_id[:100]!r} here. Items of responses with store = false "
+                "are not kept, others for a while; send the item itself.",
                 param=f"{path}.id",
                 code="item_not_found",
             )
