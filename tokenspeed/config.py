@@ -14,7 +14,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
-from tokenspeed.api.options import KeyOptions, ServerOptions
+from tokenspeed.api.options import KeyOptions, ResponsesOptions, ServerOptions
 from tokenspeed.core.policy import POLICIES, SchedulerOptions
 from tokenspeed.core.speculation import SpeculationOptions
 from tokenspeed.errors import ConfigError
@@ -38,6 +38,7 @@ class Config:
     speculation: SpeculationOptions = field(default_factory=SpeculationOptions)
     embeddings: EmbeddingOptions = field(default_factory=EmbeddingOptions)
     limits: Limits = field(default_factory=Limits)
+    responses: ResponsesOptions = field(default_factory=ResponsesOptions)
     keys: Mapping[str, KeyOptions] = field(default_factory=dict)
 
 
@@ -404,6 +405,14 @@ def _speculation_has_effect(config: Config, settings: _Settings) -> Iterator[str
             yield _told(settings, "speculation", key, problem)
 
 
+def _storing_has_effect(config: Config, settings: _Settings) -> Iterator[str]:
+    if not config.responses.store:
+        for key in ("store_path", "max_stored_mib", "max_age_hours"):
+            if key in settings["responses"]:
+                problem = "has no effect with store = false; leave one of them out"
+                yield _told(settings, "responses", key, problem)
+
+
 def _told(settings: _Settings, table: str, key: str, problem: str) -> str:
     setting = settings[table].get(key) or next(iter(settings[table].values()), None)
     return f"{setting.source if setting else 'defaults'}: [{table}] {key} {problem}"
@@ -418,4 +427,5 @@ CHECKS: tuple[Callable[[Config, _Settings], Iterator[str]], ...] = (
     _keys_have_their_own_secrets,
     _speculation_has_effect,
     _scheduling_has_effect,
+    _storing_has_effect,
 )

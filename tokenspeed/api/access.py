@@ -39,8 +39,8 @@ class Origins:
         host, origin = headers.get("host"), headers.get("origin")
         if self._checks_host and host is not None and not self._is_ours(_name(f"//{host}")):
             return ForbiddenError(
-                f"This server is on a loopback address and is not called {host[:100]!r}; if it should be, add "
-                "that to [server] allowed_hosts.",
+                f"This server is on a loopback address and is not called {host[:100]!r}; if it should be, "
+                "add that to [server] allowed_hosts.",
                 code="host_not_allowed",
             )
         if origin is not None and not self._may_ask(origin.lower(), host):

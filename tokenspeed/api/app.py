@@ -25,6 +25,9 @@ from tokenspeed.api.middleware import Boundary
 from tokenspeed.api.models import ModelsEndpoint, ServedModel
 from tokenspeed.api.options import KeyOptions, ServerOptions
 from tokenspeed.api.pace import Pace
+from tokenspeed.api.responses import ResponsesDialect, is_slow
+from tokenspeed.api.responses_routes import StoredResponsesEndpoint
+from tokenspeed.api.responses_store import ResponseStore
 from tokenspeed.api.timeline import TimelineEndpoint
 from tokenspeed.engine.timeline import Timeline
 from tokenspeed.errors import TokenSpeedError
@@ -42,11 +45,13 @@ def create_app(
     ready: Callable[[], bool],
     keys: Mapping[str, KeyOptions],
     timeline: Callable[[str], Timeline | None],
+    store: ResponseStore | None = None,
 ) -> Starlette:
     """The whole server but its socket.
 
     `ready` says whether a request would be taken now. `keys` are who may use it, by the account that their
-    requests count against; with none, everybody may. `timeline` gives that of a request by its id.
+    requests count against; with none, everybody may. `timeline` gives that of a request by its id;
+    `store` keeps responses that clients come back to.
     """
     pace = Pace()
     service = Service(generator, model, options, pace)
@@ -55,11 +60,13 @@ def create_app(
         ("/chat/completions", Endpoint(ChatDialect(), service)),
         ("/completions", Endpoint(CompletionDialect(), service)),
         ("/messages", Endpoint(MessagesDialect(model.max_context), service)),
+        ("/responses", Endpoint(ResponsesDialect(store), service, slow=is_slow)),
     ]
     routes = [
         *(Route(path, endpoint.create, methods=["POST"]) for path, endpoint in endpoints),
         Route("/embeddings", embeddings.create, methods=["POST"]),
         Route("/messages/count_tokens", CountTokensEndpoint(service).create, methods=["POST"]),
+        *StoredResponsesEndpoint(store).routes(),
         *AnthropicModelsEndpoint(model, ModelsEndpoint(model)).routes(),
         *TimelineEndpoint(timeline).routes(),
         *HealthEndpoint(registry, ready).routes(),

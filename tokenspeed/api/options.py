@@ -23,6 +23,16 @@ class ServerOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class ResponsesOptions:
+    """`[responses]`. What is kept of responses that clients come back to; age counts from the last use."""
+
+    store: bool = option(True)
+    store_path: str = option("")  # empty: in the user's state directory
+    max_stored_mib: int = option(256, at_least=1, at_most=1_048_576)
+    max_age_hours: float = option(720.0, at_least=0.01, at_most=87_600.0)
+
+
+@dataclass(frozen=True, slots=True)
 class KeyOptions:
     """`[keys.NAME]`: an API key, the class of its requests, its share of the device and its caps.
 
