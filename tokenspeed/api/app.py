@@ -18,10 +18,14 @@ from tokenspeed.api.completions import CompletionDialect
 from tokenspeed.api.embeddings import EmbeddingsEndpoint
 from tokenspeed.api.endpoint import Endpoint, Service
 from tokenspeed.api.errors import ClientGoneError, handle_error, handle_http_error
+from tokenspeed.api.fim import FimDialect
 from tokenspeed.api.health import HealthEndpoint
 from tokenspeed.api.keys import Keys
+from tokenspeed.api.llamacpp import InfillDialect, LlamaCompletionDialect
+from tokenspeed.api.llamacpp_tools import LlamaTools
 from tokenspeed.api.middleware import Boundary
 from tokenspeed.api.models import ModelsEndpoint, ServedModel
+from tokenspeed.api.ollama_routes import ollama_routes
 from tokenspeed.api.options import KeyOptions, ServerOptions
 from tokenspeed.api.pace import Pace
 from tokenspeed.api.timeline import TimelineEndpoint
@@ -55,11 +59,18 @@ def create_app(
         ("/completions", Endpoint(CompletionDialect(), service)),
         ("/messages", Endpoint(MessagesDialect(model.max_context), service)),
     ]
+    endpoints += [
+        ("/completion", Endpoint(LlamaCompletionDialect(generator.wording), service)),
+        ("/infill", Endpoint(InfillDialect(), service)),
+        ("/fim/completions", Endpoint(FimDialect(), service)),
+    ]
     routes = [
         *(Route(path, endpoint.create, methods=["POST"]) for path, endpoint in endpoints),
         Route("/embeddings", embeddings.create, methods=["POST"]),
         Route("/messages/count_tokens", CountTokensEndpoint(service).create, methods=["POST"]),
         *AnthropicModelsEndpoint(model, ModelsEndpoint(model)).routes(),
+        *LlamaTools(model, service).routes(),
+        *ollama_routes(service, embedder, model),
         *TimelineEndpoint(timeline).routes(),
         *HealthEndpoint(registry, ready).routes(),
     ]
