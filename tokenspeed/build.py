@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,8 @@ from starlette.applications import Starlette
 from tokenspeed import builtin
 from tokenspeed.api.app import create_app
 from tokenspeed.api.models import ModelFacts, ServedModel
+from tokenspeed.api.options import ResponsesOptions
+from tokenspeed.api.responses_store import ResponseStore
 from tokenspeed.build_device import Progress, Say, Stage, build_computing
 from tokenspeed.config import Config
 from tokenspeed.core.accounts import Account
@@ -30,7 +33,7 @@ from tokenspeed.engine.metrics import EngineMetrics
 from tokenspeed.engine.observer import Observer
 from tokenspeed.engine.recorder import Recorder
 from tokenspeed.engine.timeline import Timelines
-from tokenspeed.errors import ModelError
+from tokenspeed.errors import ConfigError, ModelError
 from tokenspeed.generation.embedding import Embedder
 from tokenspeed.generation.generator import Generator
 from tokenspeed.generation.style import Style
@@ -129,13 +132,20 @@ def build(
         generator,
         embedder,
         model=ServedModel(
-            name, checkpoint.name, generator.max_context, int(time.time()), facts_of(spec, checkpoint)
+            name,
+            checkpoint.name,
+            generator.max_context,
+            int(time.time()),
+            aliases=tuple(config.model.aliases),
+            any_name=config.model.any_name,
+            facts=facts_of(spec, checkpoint),
         ),
         options=config.server,
         registry=registry_for(*([metrics] if device is None else [metrics, device])),
         ready=lambda: engine.ready,
         keys=config.keys,
         timeline=timelines.get,
+        store=store_for(config.responses),
     )
     return Server(engine, generator, app, name, recorder)
 
@@ -160,6 +170,26 @@ def recorder_for(config: Config, path: Path, capacity: Capacity) -> Recorder:
         options=config.scheduler,
         accounts=accounts_of(config),
         prefix_cache=config.cache.prefix,
+    )
+
+
+def store_for(options: ResponsesOptions) -> ResponseStore | None:
+    """Where responses are kept. A folder that is asked for is made at once: raises `ConfigError` where it
+    cannot be. The user's own is made when it is needed, if it ever is."""
+    if not options.store:
+        return None
+    home = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+    try:
+        folder = Path(options.store_path or f"{home}/tokenspeed/responses").expanduser()
+        if options.store_path:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except (OSError, RuntimeError) as error:  # the latter where there is no such home
+        if options.store_path:
+            raise ConfigError(f"[responses] store_path cannot be a folder: {error}") from error
+        logger.warning("responses are not kept: %s; name a folder by [responses] store_path", error)
+        return None
+    return ResponseStore(
+        folder, most_bytes=options.max_stored_mib * 2**20, max_age=options.max_age_hours * 3600.0
     )
 
 

@@ -14,7 +14,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
-from tokenspeed.api.options import KeyOptions, ServerOptions
+from tokenspeed.api.options import KeyOptions, ResponsesOptions, ServerOptions
 from tokenspeed.core.policy import POLICIES, SchedulerOptions
 from tokenspeed.core.speculation import SpeculationOptions
 from tokenspeed.errors import ConfigError
@@ -38,6 +38,7 @@ class Config:
     speculation: SpeculationOptions = field(default_factory=SpeculationOptions)
     embeddings: EmbeddingOptions = field(default_factory=EmbeddingOptions)
     limits: Limits = field(default_factory=Limits)
+    responses: ResponsesOptions = field(default_factory=ResponsesOptions)
     keys: Mapping[str, KeyOptions] = field(default_factory=dict)
 
 
@@ -248,6 +249,10 @@ def _is_text_table(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(item, str) for item in value.values())
 
 
+def _is_text_list(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
 class _Kind(NamedTuple):
     """A type that an option may have: its name in errors, what is accepted, and the value made of it."""
 
@@ -262,6 +267,7 @@ _KINDS: Mapping[Any, _Kind] = {
     float: _Kind("a number", _is_number, _finite),
     str: _Kind("a string", lambda value: isinstance(value, str), _text),
     dict[str, str]: _Kind("a table of strings", _is_text_table, _whole),
+    list[str]: _Kind("an array of strings", _is_text_list, _whole),
 }
 
 
@@ -399,6 +405,14 @@ def _speculation_has_effect(config: Config, settings: _Settings) -> Iterator[str
             yield _told(settings, "speculation", key, problem)
 
 
+def _storing_has_effect(config: Config, settings: _Settings) -> Iterator[str]:
+    if not config.responses.store:
+        for key in ("store_path", "max_stored_mib", "max_age_hours"):
+            if key in settings["responses"]:
+                problem = "has no effect with store = false; leave one of them out"
+                yield _told(settings, "responses", key, problem)
+
+
 def _told(settings: _Settings, table: str, key: str, problem: str) -> str:
     setting = settings[table].get(key) or next(iter(settings[table].values()), None)
     return f"{setting.source if setting else 'defaults'}: [{table}] {key} {problem}"
@@ -413,4 +427,5 @@ CHECKS: tuple[Callable[[Config, _Settings], Iterator[str]], ...] = (
     _keys_have_their_own_secrets,
     _speculation_has_effect,
     _scheduling_has_effect,
+    _storing_has_effect,
 )

@@ -16,6 +16,6 @@ def option(
     """A dataclass field with the bounds that `config.py` checks (both inclusive) and tells in its errors."""
     bounds = {"at_least": at_least, "at_most": at_most, "choices": choices}
     metadata = {name: bound for name, bound in bounds.items() if bound is not None}
-    if isinstance(default, dict):
-        return field(default_factory=lambda: dict(default), metadata=metadata)
+    if isinstance(default, (dict, list)):
+        return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)

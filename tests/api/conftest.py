@@ -22,6 +22,7 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from tokenspeed.api.app import create_app
 from tokenspeed.api.models import ServedModel
 from tokenspeed.api.options import KeyOptions, ServerOptions
+from tokenspeed.api.responses_store import ResponseStore
 from tokenspeed.core.accounts import Account
 from tokenspeed.core.costs import Costs
 from tokenspeed.core.plan import Capacity, Draw, StepPlan, StepResult
@@ -300,6 +301,9 @@ async def serve(
     script: Sequence[str] | None = None,
     template: str = TEMPLATE,
     context: int = CONTEXT,
+    aliases: tuple[str, ...] = (),
+    any_name: bool = False,
+    store: ResponseStore | None = None,
 ) -> AsyncIterator[Server]:
     """A running server without a socket. Where there is a `script` the model says its texts, one for each
     choice; more can be added to `Server.script.texts`."""
@@ -348,12 +352,13 @@ async def serve(
     app = create_app(
         generator,
         embedder,
-        model=ServedModel(NAME, "somewhere/tiny", context, 1_700_000_000),
+        model=ServedModel(NAME, "somewhere/tiny", context, 1_700_000_000, aliases, any_name),
         options=options or ServerOptions(),
         registry=registry,
         ready=lambda: engine.ready,
         keys=keys or {},
         timeline=timelines.get,
+        store=store,
     )
     try:
         yield Server(app, engine, gate, noticed, generator, tokenizer, scripted, failing)

@@ -207,6 +207,15 @@ async def test_models_are_of_the_clients_types_to_the_letter(server):
     assert model["created_at"] == "2023-11-14T22:13:20Z"
 
 
+async def test_the_model_is_listed_and_answers_under_its_aliases(serving):
+    async with serving(aliases=("claude-local",), script=["yes"]) as server:
+        page = (await server.get("/v1/models", **VERSION)).json()
+        assert [model["id"] for model in page["data"]] == ["org/tiny", "claude-local"]
+        assert (page["first_id"], page["last_id"]) == ("org/tiny", "claude-local")
+        answer = checked_message((await server.post(PATH, ASKED | {"model": "claude-local"})).body)
+    assert answer["model"] == "claude-local"
+
+
 async def test_others_still_read_models_as_openai_has_them(server):
     assert (await server.get("/v1/models")).json()["object"] == "list"
     assert (await server.get("/v1/models/org/tiny")).json()["object"] == "model"

@@ -26,7 +26,7 @@ from tokenspeed.generation.request import GenerationRequest, SamplingFields, Too
 from tokenspeed.text.formats import Format, JsonSchema
 from tokenspeed.text.parsing.parts import Tool
 
-NAMES = {"prompts": "messages", "stops": "stop_sequences", "format": "output_config.format"}
+NAMES = {"prompts": "messages", "stops": "stop_sequences"}
 DECODER = msgspec.json.Decoder(MessagesRequest)
 
 
@@ -92,7 +92,7 @@ def _neutral(asked: MessagesRequest, caller: Caller) -> GenerationRequest:
         account=caller.account,
         format=_format(asked),
         tools=tools,
-        names=NAMES,
+        names={**NAMES, "format": _format_field(asked)[0]},
     )
 
 
@@ -129,11 +129,16 @@ def _chosen(tools: list[Tool], choice: dict[str, Any]) -> ToolUse | None:
     raise wrong("tool_choice.type", "must be one of auto, any, tool, none")
 
 
+def _format_field(asked: MessagesRequest) -> tuple[str, dict[str, Any] | None]:
+    """Where the request says what its answer is held to, and what it says there."""
+    if asked.output_config is not None and asked.output_config.format is not None:
+        return "output_config.format", asked.output_config.format
+    return "output_format", asked.output_format
+
+
 def _format(asked: MessagesRequest) -> Format | None:
     """What the answer is held to, by https://docs.anthropic.com/en/docs/build-with-claude/structured-outputs."""
-    path, given = "output_format", asked.output_format
-    if asked.output_config is not None and asked.output_config.format is not None:
-        path, given = "output_config.format", asked.output_config.format
+    path, given = _format_field(asked)
     if given is None:
         return None
     if given.get("type") != "json_schema":

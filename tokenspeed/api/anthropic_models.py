@@ -31,7 +31,7 @@ class AnthropicModelsEndpoint:
         """One page, whatever page was asked for: there is no other."""
         if ANTHROPIC_VERSION not in http.headers:
             return await self._others.list_all(http)
-        cards = [card(self._model, self._model.name)]
+        cards = [card(self._model, name) for name in self._model.names]
         page = {"data": cards, "has_more": False, "first_id": cards[0]["id"], "last_id": cards[-1]["id"]}
         return Response(orjson.dumps(page), media_type="application/json")
 

@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.routing import Route
 
+from tokenspeed.api.access import Origins, cors
 from tokenspeed.api.anthropic import CountTokensEndpoint, MessagesDialect
 from tokenspeed.api.anthropic_models import AnthropicModelsEndpoint
 from tokenspeed.api.chat import ChatDialect
@@ -28,6 +29,9 @@ from tokenspeed.api.models import ModelsEndpoint, ServedModel
 from tokenspeed.api.ollama_routes import ollama_routes
 from tokenspeed.api.options import KeyOptions, ServerOptions
 from tokenspeed.api.pace import Pace
+from tokenspeed.api.responses import ResponsesDialect, is_slow
+from tokenspeed.api.responses_routes import StoredResponsesEndpoint
+from tokenspeed.api.responses_store import ResponseStore
 from tokenspeed.api.timeline import TimelineEndpoint
 from tokenspeed.engine.timeline import Timeline
 from tokenspeed.errors import TokenSpeedError
@@ -45,11 +49,13 @@ def create_app(
     ready: Callable[[], bool],
     keys: Mapping[str, KeyOptions],
     timeline: Callable[[str], Timeline | None],
+    store: ResponseStore | None = None,
 ) -> Starlette:
     """The whole server but its socket.
 
     `ready` says whether a request would be taken now. `keys` are who may use it, by the account that their
-    requests count against; with none, everybody may. `timeline` gives that of a request by its id.
+    requests count against; with none, everybody may. `timeline` gives that of a request by its id;
+    `store` keeps responses that clients come back to.
     """
     pace = Pace()
     service = Service(generator, model, options, pace)
@@ -58,6 +64,7 @@ def create_app(
         ("/chat/completions", Endpoint(ChatDialect(), service)),
         ("/completions", Endpoint(CompletionDialect(), service)),
         ("/messages", Endpoint(MessagesDialect(model.max_context), service)),
+        ("/responses", Endpoint(ResponsesDialect(store), service, slow=is_slow)),
     ]
     endpoints += [
         ("/completion", Endpoint(LlamaCompletionDialect(generator.wording), service)),
@@ -68,6 +75,7 @@ def create_app(
         *(Route(path, endpoint.create, methods=["POST"]) for path, endpoint in endpoints),
         Route("/embeddings", embeddings.create, methods=["POST"]),
         Route("/messages/count_tokens", CountTokensEndpoint(service).create, methods=["POST"]),
+        *StoredResponsesEndpoint(store).routes(),
         *AnthropicModelsEndpoint(model, ModelsEndpoint(model)).routes(),
         *LlamaTools(model, service).routes(),
         *ollama_routes(service, embedder, model),
@@ -76,7 +84,12 @@ def create_app(
     ]
     app = Starlette(
         routes=routes,
-        middleware=[Middleware(Boundary), Middleware(Keys, keys=keys)],
+        middleware=[
+            Middleware(Boundary),
+            Middleware(Origins, options=options),
+            *cors(options),
+            Middleware(Keys, keys=keys),
+        ],
         exception_handlers={
             TokenSpeedError: handle_error,
             ClientGoneError: handle_error,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
@@ -53,12 +53,22 @@ class Writer(Protocol):
         ...
 
 
+async def nothing() -> None:
+    """Keeps no answer."""
+
+
 class Job(NamedTuple):
-    """A request that was read: what to generate, and how to write it."""
+    """A request that was read: what to generate, and how to write it.
+
+    Once the whole answer is written, `keep` is awaited before its end is sent. What is wrong with the request
+    and found only as it starts is raised; what is `told_in_stream` is the end of a stream, which never began.
+    """
 
     request: GenerationRequest
     writer: Writer
     stream: bool
+    keep: Callable[[], Awaitable[None]] = nothing
+    told_in_stream: tuple[type[Exception], ...] = ()
 
 
 class Asking(NamedTuple):
@@ -109,15 +119,23 @@ class Service:
     pace: Pace
 
 
+def is_long(body: bytes) -> bool:
+    return len(body) > INLINE_BYTES
+
+
 class Endpoint(Generic[Asked]):
     """Reads, starts, and answers in one piece or as a stream."""
 
-    def __init__(self, dialect: Dialect[Asked], service: Service) -> None:
+    def __init__(
+        self, dialect: Dialect[Asked], service: Service, *, slow: Callable[[bytes], bool] = is_long
+    ) -> None:
+        """Bodies that are `slow` to read are read in a thread."""
         self._dialect = dialect
         self._service = service
+        self._slow = slow
 
     async def create(self, http: Request) -> Response:
-        job, arrival = await read_request(http, self._service, self._read)
+        job, arrival = await read_request(http, self._service, self._read, slow=self._slow)
         if isinstance(job, Response):
             return job
         if job.stream:
@@ -130,9 +148,12 @@ class Endpoint(Generic[Asked]):
         return self._dialect.read(asked, Asking(body, self._service.model.resolve(asked.model), caller))
 
     async def _stream(self, job: Job, arrival: float) -> Response:
-        generation = await self._service.generator.start(job.request, arrival)
+        try:
+            generation = await self._service.generator.start(job.request, arrival)
+        except job.told_in_stream as error:
+            return Response(job.writer.fail(error), media_type=job.writer.media_type)
         return EventStream(
-            stream_events(generation, job.writer),
+            stream_events(generation, job.writer, job.keep),
             headers=answer_headers(job.request.id, generation),
             ping_seconds=self._service.options.ping_seconds,
             close=generation.close,
@@ -143,18 +164,24 @@ class Endpoint(Generic[Asked]):
     async def _answer(self, job: Job, arrival: float) -> Response:
         generation = await self._service.generator.start(job.request, arrival)
         answer = job.writer.whole(await collect(generation), generation.usage)
+        await job.keep()
         headers = answer_headers(job.request.id, generation)
         return Response(orjson.dumps(answer), headers=headers, media_type="application/json")
 
 
 async def read_request(
-    http: Request, service: Service, read: Callable[[bytes, Caller], T]
+    http: Request,
+    service: Service,
+    read: Callable[[bytes, Caller], T],
+    *,
+    slow: Callable[[bytes], bool] = is_long,
 ) -> tuple[T, float]:
-    """What `read` makes of a request's body, and the request's arrival on the engine's clock."""
+    """What `read` makes of a request's body, and the request's arrival on the engine's clock. Bodies that are
+    `slow` to read are read in a thread."""
     body = await read_body(http, service.options.max_body_bytes)
     arrival = service.generator.now()
     await service.pace.turn()
-    if len(body) > INLINE_BYTES:
+    if slow(body):
         return await asyncio.to_thread(read, body, caller_of(http)), arrival
     return read(body, caller_of(http)), arrival
 
@@ -185,7 +212,9 @@ async def collect(generation: Generation) -> list[Whole]:
     return choices
 
 
-async def stream_events(generation: Generation, writer: Writer) -> AsyncGenerator[bytes, None]:
+async def stream_events(
+    generation: Generation, writer: Writer, keep: Callable[[], Awaitable[None]] = nothing
+) -> AsyncGenerator[bytes, None]:
     """All of a stream, each piece one or more whole events; a failure on the way is an event as well."""
     try:
         if begun := writer.start(generation.usage):
@@ -194,6 +223,7 @@ async def stream_events(generation: Generation, writer: Writer) -> AsyncGenerato
             if written := writer.write(outputs, generation.usage):
                 yield written
         last = writer.end(generation.usage)
+        await keep()
     except Exception as error:  # whatever it is, the client must learn that this is no whole answer
         last = writer.fail(error)
     if last:

@@ -19,7 +19,7 @@ class LMStudioModels:
 
     def __init__(self, model: ServedModel, names: Names, wording: Wording) -> None:
         self._names = names
-        self._card = _card(model, wording)
+        self._cards = [_card(name, model, wording) for name in model.names]
 
     def routes(self) -> list[Route]:
         return [
@@ -28,16 +28,16 @@ class LMStudioModels:
         ]
 
     async def list_all(self, _: Request) -> Response:
-        return _json({"object": "list", "data": [self._card]})
+        return _json({"object": "list", "data": self._cards})
 
     async def get_one(self, http: Request) -> Response:
-        self._names.resolve(http.path_params["id"])
-        return _json(self._card)
+        name = self._names.resolve(http.path_params["id"])
+        return _json({**self._cards[0], "id": name})
 
 
-def _card(model: ServedModel, wording: Wording) -> dict[str, Any]:
+def _card(name: str, model: ServedModel, wording: Wording) -> dict[str, Any]:
     return {
-        "id": model.name,
+        "id": name,
         "object": "model",
         "type": "llm",
         "publisher": "tokenspeed",

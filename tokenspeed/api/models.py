@@ -35,13 +35,20 @@ class ServedModel:
     root: str
     max_context: int
     created: int
+    aliases: tuple[str, ...] = ()
+    any_name: bool = False  # whatever a client calls it, it means this model
     facts: ModelFacts = ModelFacts()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What it is listed as: its own name first."""
+        return (self.name, *self.aliases)
 
     def resolve(self, asked: str | None) -> str:
         """The name to answer with; raises where the client means another model."""
-        if not asked or asked == self.name:
+        if not asked:
             return self.name
-        if asked == ALIAS:
+        if self.any_name or asked in (*self.names, ALIAS):
             return asked
         raise NotFoundError(
             f"The model {asked[:200]!r} does not exist here; this server has {self.name!r} "
@@ -50,10 +57,10 @@ class ServedModel:
             code="model_not_found",
         )
 
-    def card(self) -> dict[str, Any]:
-        """The model as clients of several servers expect to read it."""
+    def card(self, name: str) -> dict[str, Any]:
+        """The model under one of its names, as clients of several servers expect to read it."""
         return {
-            "id": self.name,
+            "id": name,
             "object": "model",
             "created": self.created,
             "owned_by": "tokenspeed",
@@ -70,8 +77,8 @@ class ModelsEndpoint:
 
     def __init__(self, model: ServedModel) -> None:
         self._model = model
-        self._list = orjson.dumps({"object": "list", "data": [model.card()]})
-        self._card = orjson.dumps(model.card())
+        cards = [model.card(name) for name in model.names]
+        self._list = orjson.dumps({"object": "list", "data": cards})
 
     def routes(self) -> list[Route]:
         return [Route("/models", self.list_all), Route("/models/{id:path}", self.get_one)]
@@ -80,5 +87,5 @@ class ModelsEndpoint:
         return Response(self._list, media_type="application/json")
 
     async def get_one(self, request: Request) -> Response:
-        self._model.resolve(request.path_params["id"])
-        return Response(self._card, media_type="application/json")
+        name = self._model.resolve(request.path_params["id"])
+        return Response(orjson.dumps(self._model.card(name)), media_type="application/json")

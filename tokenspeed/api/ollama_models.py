@@ -41,15 +41,16 @@ class OllamaNames:
 
     def resolve(self, asked: str | None) -> str:
         """The name that was asked for, which is what Ollama answers with."""
+        plain = (asked or "").removesuffix(LATEST)
         try:
-            plain = self.model.resolve(asked and asked.removesuffix(LATEST))
+            known = self.model.resolve(asked if asked in self.model.names else plain)
         except NotFoundError:
             raise NotFoundError(
                 f'model "{(asked or "")[:200]}" not found; this server has "{self.model.name}"',
                 param="model",
                 code="model_not_found",
             ) from None
-        return asked or plain
+        return asked or known
 
 
 class OllamaModels:
@@ -76,7 +77,7 @@ class OllamaModels:
         return _json({"version": OLLAMA_VERSION, "server": f"tokenspeed/{__version__}"})
 
     async def tags(self, _: Request) -> Response:
-        return _json({"models": [{**self._summary(), "modified_at": self._modified}]})
+        return self._listed({"modified_at": self._modified})
 
     async def running(self, _: Request) -> Response:
         facts = {
@@ -84,7 +85,7 @@ class OllamaModels:
             "size_vram": self._model.facts.size,
             "context_length": self._model.max_context,
         }
-        return _json({"models": [{**self._summary(), **facts}]})
+        return self._listed(facts)
 
     async def show(self, http: Request) -> Response:
         await self._asked(http)
@@ -125,12 +126,16 @@ class OllamaModels:
         self._service.model.resolve(name)
         return asked
 
-    def _summary(self) -> dict[str, Any]:
+    def _listed(self, facts: Mapping[str, Any]) -> Response:
+        """The model under all its names, without a tag: clients look for the very name they were given."""
+        return _json({"models": [{**self._summary(name), **facts} for name in self._model.names]})
+
+    def _summary(self, name: str) -> dict[str, Any]:
         model = self._model
         identity = f"{model.name}\0{model.root}\0{model.facts}"
         return {
-            "name": model.name,
-            "model": model.name,
+            "name": name,
+            "model": name,
             "size": model.facts.size,
             "digest": hashlib.sha256(identity.encode()).hexdigest(),
             "details": self._details(),

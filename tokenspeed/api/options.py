@@ -17,7 +17,19 @@ class ServerOptions:
     max_body_bytes: int = option(8 * 1024 * 1024, at_least=1024, at_most=1024**3)
     drain_seconds: float = option(30.0, at_least=0.0, at_most=3600.0)
     ping_seconds: float = option(15.0, at_least=1.0, at_most=300.0)  # silence before a keep-alive comment
+    cors_origins: list[str] = option([])  # pages that may use it: "https://host:port", or "*"
+    allowed_hosts: list[str] = option([])  # names beside localhost under which a loopback address is reached
     log_level: str = option("info", choices=("debug", "info", "warning", "error"))
+
+
+@dataclass(frozen=True, slots=True)
+class ResponsesOptions:
+    """`[responses]`. What is kept of responses that clients come back to; age counts from the last use."""
+
+    store: bool = option(True)
+    store_path: str = option("")  # empty: in the user's state directory
+    max_stored_mib: int = option(256, at_least=1, at_most=1_048_576)
+    max_age_hours: float = option(720.0, at_least=0.01, at_most=87_600.0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,8 @@ class ModelOptions:
 
     path: str = option("")
     name: str = option("")  # as clients see it; empty: taken from the path
+    aliases: list[str] = option([])  # further names that clients may use
+    any_name: bool = option(False)  # whether any name means this model
     revision: str = option("")  # of a hub id; empty: main
     sha256: dict[str, str] = option({})
     weights: str = option("checkpoint", choices=("checkpoint", "random"))
