@@ -17,7 +17,7 @@ from starlette.applications import Starlette
 
 from tokenspeed import builtin
 from tokenspeed.api.app import create_app
-from tokenspeed.api.models import ServedModel
+from tokenspeed.api.models import ModelFacts, ServedModel
 from tokenspeed.api.options import ResponsesOptions
 from tokenspeed.api.responses_store import ResponseStore
 from tokenspeed.build_device import Progress, Say, Stage, build_computing
@@ -39,6 +39,7 @@ from tokenspeed.generation.generator import Generator
 from tokenspeed.generation.style import Style
 from tokenspeed.model.checkpoint import Checkpoint, FindWeights, no_weights, resolve, weight_files
 from tokenspeed.model.generation_config import GenerationDefaults
+from tokenspeed.model.spec import ModelSpec
 from tokenspeed.text.grammar import Grammars
 from tokenspeed.text.template import ChatTemplate
 from tokenspeed.text.tokenizer import Tokenizer
@@ -137,6 +138,7 @@ def build(
             int(time.time()),
             aliases=tuple(config.model.aliases),
             any_name=config.model.any_name,
+            facts=facts_of(spec, checkpoint),
         ),
         options=config.server,
         registry=registry_for(*([metrics] if device is None else [metrics, device])),
@@ -213,6 +215,12 @@ def model_name(config: Config) -> str:
     if not name:
         raise ModelError(f"{path}: gives the model no name; set [model] name")
     return name
+
+
+def facts_of(spec: ModelSpec, checkpoint: Checkpoint) -> ModelFacts:
+    """What clients show of the model."""
+    size = sum(path.stat().st_size for path in checkpoint.weights)
+    return ModelFacts(spec.family, spec.parameters, spec.dtype, size, spec.hidden_size, spec.layers)
 
 
 def default_sampling(defaults: GenerationDefaults) -> Sampling:

@@ -19,10 +19,14 @@ from tokenspeed.api.completions import CompletionDialect
 from tokenspeed.api.embeddings import EmbeddingsEndpoint
 from tokenspeed.api.endpoint import Endpoint, Service
 from tokenspeed.api.errors import ClientGoneError, handle_error, handle_http_error
+from tokenspeed.api.fim import FimDialect
 from tokenspeed.api.health import HealthEndpoint
 from tokenspeed.api.keys import Keys
+from tokenspeed.api.llamacpp import InfillDialect, LlamaCompletionDialect
+from tokenspeed.api.llamacpp_tools import LlamaTools
 from tokenspeed.api.middleware import Boundary
 from tokenspeed.api.models import ModelsEndpoint, ServedModel
+from tokenspeed.api.ollama_routes import ollama_routes
 from tokenspeed.api.options import KeyOptions, ServerOptions
 from tokenspeed.api.pace import Pace
 from tokenspeed.api.responses import ResponsesDialect, is_slow
@@ -62,12 +66,19 @@ def create_app(
         ("/messages", Endpoint(MessagesDialect(model.max_context), service)),
         ("/responses", Endpoint(ResponsesDialect(store), service, slow=is_slow)),
     ]
+    endpoints += [
+        ("/completion", Endpoint(LlamaCompletionDialect(generator.wording), service)),
+        ("/infill", Endpoint(InfillDialect(), service)),
+        ("/fim/completions", Endpoint(FimDialect(), service)),
+    ]
     routes = [
         *(Route(path, endpoint.create, methods=["POST"]) for path, endpoint in endpoints),
         Route("/embeddings", embeddings.create, methods=["POST"]),
         Route("/messages/count_tokens", CountTokensEndpoint(service).create, methods=["POST"]),
         *StoredResponsesEndpoint(store).routes(),
         *AnthropicModelsEndpoint(model, ModelsEndpoint(model)).routes(),
+        *LlamaTools(model, service).routes(),
+        *ollama_routes(service, embedder, model),
         *TimelineEndpoint(timeline).routes(),
         *HealthEndpoint(registry, ready).routes(),
     ]

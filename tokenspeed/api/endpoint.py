@@ -16,7 +16,6 @@ from starlette.responses import Response
 from tokenspeed.api.body import parse, read_body
 from tokenspeed.api.disconnect import unless_gone
 from tokenspeed.api.keys import Caller, caller_of
-from tokenspeed.api.models import ServedModel
 from tokenspeed.api.options import ServerOptions
 from tokenspeed.api.pace import Pace
 from tokenspeed.api.sse import EventStream
@@ -49,7 +48,7 @@ class Writer(Protocol):
         """The end of a stream that failed: the status is long sent, the client must still learn of it."""
         ...
 
-    def whole(self, choices: list[Whole], usage: Usage) -> Mapping[str, Any]:
+    def whole(self, choices: list[Whole], usage: Usage) -> Mapping[str, Any] | list[Any]:
         """The answer in one piece."""
         ...
 
@@ -102,12 +101,20 @@ class Dialect(Protocol[Asked]):
         ...
 
 
+class Names(Protocol):
+    """Knows what clients may call the model."""
+
+    def resolve(self, asked: str | None) -> str:
+        """The name to answer with; raises where the client means another model."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Service:
     """What all endpoints share."""
 
     generator: Generator
-    model: ServedModel
+    model: Names
     options: ServerOptions
     pace: Pace
 

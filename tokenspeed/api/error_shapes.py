@@ -70,10 +70,32 @@ def ollama_error(problem: Problem) -> bytes:
     return orjson.dumps({"error": problem.message})
 
 
+# llama.cpp's types of errors.
+_LLAMACPP_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "unavailable_error",
+    500: "server_error",
+    503: "unavailable_error",
+}
+
+
+def llamacpp_error(problem: Problem) -> bytes:
+    """`{"error": {code, message, type}}`, with both numbers where a prompt is too long."""
+    kind = _LLAMACPP_TYPES.get(problem.status, "invalid_request_error")
+    if problem.code == "context_length_exceeded":
+        kind = "exceed_context_size_error"
+    error = {"code": problem.status, "message": problem.message, "type": kind, **(problem.details or {})}
+    return orjson.dumps({"error": error})
+
+
+_LLAMACPP_PATHS = ("completion", "infill", "tokenize", "detokenize", "apply-template", "props", "slots")
 # By the first segment of a path; everything else is OpenAI's.
 _SHAPES: Mapping[str, ErrorShape] = {
     "messages": anthropic_error,
     "api": ollama_error,
+    **dict.fromkeys(_LLAMACPP_PATHS, llamacpp_error),
 }
 
 

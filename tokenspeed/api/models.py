@@ -16,6 +16,18 @@ ALIAS = "local"  # always means the served model
 
 
 @dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What clients show of a model. `size` is that of its weights as they are stored, in bytes."""
+
+    family: str = "unknown"
+    parameters: int = 0
+    dtype: str = "unknown"
+    size: int = 0
+    hidden_size: int = 0
+    layers: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class ServedModel:
     """The one model that this server has. `root` is where it came from, `created` a Unix time."""
 
@@ -25,6 +37,7 @@ class ServedModel:
     created: int
     aliases: tuple[str, ...] = ()
     any_name: bool = False  # whatever a client calls it, it means this model
+    facts: ModelFacts = ModelFacts()
 
     @property
     def names(self) -> tuple[str, ...]:

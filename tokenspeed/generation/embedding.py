@@ -15,7 +15,6 @@ from tokenspeed.core.request import Finished, FinishReason, Pooled, Pooling, Req
 from tokenspeed.engine.engine import Engine
 from tokenspeed.engine.streams import Stream
 from tokenspeed.errors import EngineError, OverloadedError
-from tokenspeed.generation.generator import INLINE_CHARACTERS
 from tokenspeed.generation.outputs import Usage
 from tokenspeed.generation.request import (
     Limits,
@@ -26,6 +25,7 @@ from tokenspeed.generation.request import (
     check_range,
     invalid,
 )
+from tokenspeed.generation.wording import INLINE_CHARACTERS
 from tokenspeed.options import option
 from tokenspeed.text.tokenizer import Tokenizer
 

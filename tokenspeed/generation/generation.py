@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from tokenspeed.core.request import Event, Finished, FinishReason, PromptScored, TokenDelta
 from tokenspeed.engine.streams import Stream
 from tokenspeed.errors import EngineError
+from tokenspeed.generation.lines import Lines
 from tokenspeed.generation.merge import Merged
 from tokenspeed.generation.outputs import (
     CallDelta,
@@ -138,8 +139,15 @@ class Generation:
         prompts: Sequence[EncodedPrompt],
         streams: Sequence[Stream],
         style: Style,
+        *,
+        arrival: float,
+        now: Callable[[], float],
     ) -> None:
+        """It arrived at `arrival`; `now` is the clock of that, in seconds."""
         self.choices = request.n * len(prompts)
+        self._arrival = arrival
+        self._now = now
+        self._first = self._last = 0.0  # tokens, in seconds from arrival
         self._request = request
         self._tokenizer = tokenizer
         self._prompts = prompts
@@ -147,6 +155,7 @@ class Generation:
         self._merged = Merged(streams) if len(streams) > 1 else None
         self._texts: list[ChoiceText] = []
         self._parsed: list[Parsed | None] = []
+        self._lines = [None if request.lines is None else Lines(request.lines) for _ in range(self.choices)]
         for index, prompt in enumerate(prompts):
             for _ in range(request.n):
                 self._begin(request.prompts[index], prompt, style)
@@ -185,7 +194,11 @@ class Generation:
     def usage(self) -> Usage:
         """Tokens so far; final once the iteration has ended."""
         reasoning = sum([parsed.reasoning for parsed in self._parsed if parsed is not None])
-        return Usage(self._prompt_tokens, sum(self._generated), sum(self._cached), reasoning)
+        generated = tuple(self._generated)
+        cached = sum(self._cached)
+        return Usage(
+            self._prompt_tokens, sum(generated), cached, reasoning, generated, self._first, self._last
+        )
 
     def close(self) -> None:
         """Cancel whatever is not over."""
@@ -207,6 +220,8 @@ class Generation:
     def _take(self, prompt: int, events: Sequence[Event]) -> list[Output]:
         """The outputs of a batch."""
         outputs = Outputs()
+        self._last = self._now() - self._arrival
+        self._first = self._first or self._last
         first = prompt * self._request.n
         for event in events:
             if isinstance(event, TokenDelta):
@@ -225,12 +240,17 @@ class Generation:
         text = state.push(event.tokens, event.logprobs)
         before, self._generated[choice] = self._generated[choice], state.tokens
         stop = state.stop
-        scores = state.take_scores(text, ended=stop is not None)
+        lines = self._lines[choice]
+        over = False
+        if lines is not None:
+            text = lines.push(text, self._last - self._first, ended=stop is not None)
+            over = lines.over
+        scores = state.take_scores(text, ended=stop is not None or over)
         self._show(choice, text, state.tokens - before, scores, event.held, outputs)
-        if stop is not None:
+        if stop is not None or over:
             n = self._request.n
             self._streams[choice // n].cancel(choice % n)
-            self._end(choice, "stop", stop, outputs)
+            self._end(choice, "length" if over else "stop", None if over else stop, outputs)
 
     def _show(
         self,
@@ -266,6 +286,9 @@ class Generation:
         self._generated[choice] = event.completion_tokens
         state = self._texts[choice]
         text = state.flush()
+        lines = self._lines[choice]
+        if lines is not None:
+            text = lines.push(text, 0.0, ended=True)
         self._show(choice, text, 0, state.take_scores(text, ended=True), 0, outputs)
         asked_for = event.stop_id in self._request.stop_token_ids
         if state.stop is not None:  # the held-back end of a character completed it

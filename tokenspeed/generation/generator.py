@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from tokenspeed.core.request import (
     Request,
@@ -34,12 +35,20 @@ from tokenspeed.generation.request import (
     room_for,
 )
 from tokenspeed.generation.style import Style
+from tokenspeed.generation.wording import INLINE_CHARACTERS, Wording
 from tokenspeed.text.grammar import Grammars
 from tokenspeed.text.template import ChatTemplate
 from tokenspeed.text.tokenizer import Tokenizer
 
-# Longer prompts are tokenised in a thread, so that no stream waits for them; about 5 ms of work.
-INLINE_CHARACTERS = 50_000
+FOLLOWING = 256  # tokens that other files leave room for behind a gap, where the client does not say
+
+
+class Load(NamedTuple):
+    """Sequences that run, of `most` that can at once, and those that wait."""
+
+    running: int
+    most: int
+    waiting: int
 
 
 class Generator:
@@ -61,7 +70,6 @@ class Generator:
     ) -> None:
         self._engine = engine
         self._tokenizer = tokenizer
-        self._template = template
         self._eos_ids = frozenset(eos_ids)
         self._defaults = defaults
         self._limits = limits
@@ -71,6 +79,18 @@ class Generator:
         self._tokenising = asyncio.Semaphore(1)  # long prompts take one core, never all that decode
         self._compiling = asyncio.Semaphore(1)  # and so do new grammars
         self.max_context = min(model_max_context, engine.max_context)
+        self.wording = Wording(tokenizer, template, style, self._tokenising)
+
+    @property
+    def defaults(self) -> Sampling:
+        """How tokens are drawn where a request does not say."""
+        return self._defaults
+
+    @property
+    def load(self) -> Load:
+        """What is going on."""
+        scheduler = self._engine.scheduler
+        return Load(scheduler.running, scheduler.options.max_running, scheduler.waiting)
 
     def now(self) -> float:
         """Seconds of the engine's clock."""
@@ -91,7 +111,10 @@ class Generator:
             self._core_request(request, index, prompt, sampling, arrival, constraint)
             for index, prompt in enumerate(prompts)
         ]
-        return Generation(request, self._tokenizer, prompts, self._submit(request, asked), self._style)
+        streams = self._submit(request, asked)
+        return Generation(
+            request, self._tokenizer, prompts, streams, self._style, arrival=arrival, now=self.now
+        )
 
     async def _constraint(self, request: GenerationRequest, *, opened: bool) -> MakeConstraint | None:
         """What holds the answers; a grammar that is new is compiled in a thread."""
@@ -177,10 +200,11 @@ class Generator:
                     ids = (tokenizer.bos_id,)
                 silent = int(ids[:1] == (tokenizer.bos_id,) and not self._starts_with_bos(text))
                 encoded = EncodedPrompt(ids, text, silent)
-            case FillPrompt(prefix, suffix):
-                encoded = EncodedPrompt(tuple(tokenizer.fim_prompt(prefix, suffix)), prefix, 0)
+            case FillPrompt(prefix, suffix, extra):
+                ids = tuple(tokenizer.fim_prompt(prefix, suffix, extra, most=self._room_for_files(request)))
+                encoded = EncodedPrompt(ids, prefix, 0)
             case ChatPrompt():
-                text = self._render(prompt)
+                text = self.wording.render(prompt)
                 ids = tuple(tokenizer.encode(text, add_special=False, param=name))
                 encoded = EncodedPrompt(ids, text, 0, self._style.opened(text))
         if not encoded.ids:
@@ -191,14 +215,12 @@ class Generator:
         bos = self._tokenizer.bos_id
         return bos is not None and text[:64].encode().startswith(self._tokenizer.token_bytes(bos))
 
-    def _render(self, prompt: ChatPrompt) -> str:
-        return self._template.render(
-            prompt.messages,
-            tools=prompt.tools,
-            add_generation_prompt=prompt.add_generation_prompt,
-            continue_final=prompt.continue_final,
-            extra=prompt.extra,
-        )
+    def _room_for_files(self, request: GenerationRequest) -> int:
+        """How long a prompt may be that leaves room for what is to follow, if that takes half of the context
+        at most."""
+        wanted = next((n for n in (request.max_tokens, request.most_tokens) if n is not None), FOLLOWING)
+        room = self.max_context - min(max(wanted, 1), self.max_context // 2)
+        return min(room, self._limits.max_prompt_tokens)
 
 
 def _size(prompt: Prompt) -> int:
@@ -208,7 +230,7 @@ def _size(prompt: Prompt) -> int:
             return len(ids)
         case TextPrompt(text):
             return len(text)
-        case FillPrompt(prefix, suffix):
-            return len(prefix) + len(suffix)
+        case FillPrompt(prefix, suffix, extra):
+            return len(prefix) + len(suffix) + sum(len(file.text) for file in extra)
         case ChatPrompt(messages):
             return sum(len(str(message.get("content", ""))) for message in messages)

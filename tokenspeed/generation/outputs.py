@@ -57,12 +57,19 @@ Output = Delta | ReasoningDelta | CallStart | CallDelta | Ended
 
 class Usage(NamedTuple):
     """Tokens so far, over all choices; every prompt counts once. `cached` of its tokens were remembered, and
-    `reasoning` of those that were generated are of the thinking."""
+    `reasoning` of those that were generated are of the thinking.
+
+    `choices` are those generated for each choice. The first came `first` seconds after the request, the
+    latest `last` seconds; 0 while there is none.
+    """
 
     prompt: int
     completion: int
     cached: int
     reasoning: int = 0
+    choices: tuple[int, ...] = ()
+    first: float = 0.0
+    last: float = 0.0
 
 
 @dataclass(slots=True)

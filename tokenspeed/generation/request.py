@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, Protocol
 
 from tokenspeed.core.request import Sampling
 from tokenspeed.errors import ContextLengthError, RequestError
 from tokenspeed.options import option
+from tokenspeed.text.fim import File
 from tokenspeed.text.formats import Format
 from tokenspeed.text.parsing.parts import Tool
 
@@ -61,10 +63,15 @@ class ChatPrompt:
 
 @dataclass(frozen=True, slots=True)
 class FillPrompt:
-    """Fill in the middle: what belongs between `prefix` and `suffix`."""
+    """Fill in the middle: what belongs between `prefix` and `suffix`.
+
+    `extra` are other files of the same repository, the most useful last; the first of them are left out where
+    all are too long for the context.
+    """
 
     prefix: str
     suffix: str
+    extra: tuple[File, ...] = ()
 
 
 Prompt = TokenPrompt | TextPrompt | ChatPrompt | FillPrompt
@@ -87,6 +94,15 @@ class ToolUse:
     required: bool = False
     only: str | None = None
     parallel: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class LineBounds:
+    """What ends an answer that is lines of code: a line with fewer than `indent` spaces or tabs in front,
+    which is left out, or that its first token is more than `seconds` old and it has a line break."""
+
+    indent: int = 0
+    seconds: float = inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +151,7 @@ class GenerationRequest:
     speculation: bool = True
     format: Format | None = None
     tools: ToolUse | None = None
+    lines: LineBounds | None = None
     names: Mapping[str, str] = field(default_factory=dict)
 
     def name(self, neutral: str) -> str:

@@ -51,5 +51,15 @@ class ModelSpec:
     qk_norm: bool = False
 
     @property
+    def parameters(self) -> int:
+        """How many numbers the model has learned."""
+        hidden, inner = self.hidden_size, self.intermediate_size
+        query, key = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        layer = 2 * hidden * (query + key) + 3 * hidden * inner + 2 * hidden
+        layer += self.qkv_bias * (query + 2 * key) + self.output_bias * hidden
+        layer += self.mlp_bias * (2 * inner + hidden) + self.qk_norm * 2 * self.head_dim
+        return self.layers * layer + hidden + (2 - self.tied_embeddings) * self.vocab_size * hidden
+
+    @property
     def attention_scale(self) -> float:
         return float(self.head_dim**-0.5)

@@ -17,7 +17,8 @@ class Order(Enum):
 class FimSpelling(NamedTuple):
     """How one family of code models writes the three marks; a mark that it does without is None.
 
-    `ends` are tokens that end a file or a gap in its training; a vocabulary need not have them all.
+    `ends` are tokens that end a file or a gap in its training; a vocabulary need not have them all. Of those
+    `repo` and `file` are what a repository's name and a file's stand behind.
     """
 
     prefix: str
@@ -25,16 +26,30 @@ class FimSpelling(NamedTuple):
     middle: str | None
     order: Order = Order.PREFIX_FIRST
     ends: tuple[str, ...] = ()
+    repo: str | None = None
+    file: str | None = None
+
+
+class File(NamedTuple):
+    """Another file of the repository that the gap is in, or a part of one."""
+
+    name: str
+    text: str
 
 
 class FimTokens(NamedTuple):
-    """The marks' ids. A prompt is a mark and a part, twice, and the middle's mark if there is one."""
+    """The marks' ids. A prompt is a mark and a part, twice, and the middle's mark if there is one.
+
+    Only a vocabulary that has both of `repo` and `file` has either.
+    """
 
     prefix: int
     suffix: int
     middle: int | None
     order: Order = Order.PREFIX_FIRST
     ends: tuple[int, ...] = ()
+    repo: int | None = None
+    file: int | None = None
 
     @property
     def ids(self) -> tuple[int, ...]:
@@ -47,9 +62,23 @@ _STAR_ENDS = ("<fim_pad>", "<repo_name>", "<reponame>", "<filename>", "<file_sep
 
 FIM_SPELLINGS = (
     # Qwen-Coder, CodeGemma
-    FimSpelling("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>", ends=_QWEN_ENDS),
+    FimSpelling(
+        "<|fim_prefix|>",
+        "<|fim_suffix|>",
+        "<|fim_middle|>",
+        ends=_QWEN_ENDS,
+        repo="<|repo_name|>",
+        file="<|file_sep|>",
+    ),
     # StarCoder, Granite, StableCode
-    FimSpelling("<fim_prefix>", "<fim_suffix>", "<fim_middle>", ends=_STAR_ENDS),
+    FimSpelling(
+        "<fim_prefix>",
+        "<fim_suffix>",
+        "<fim_middle>",
+        ends=_STAR_ENDS,
+        repo="<repo_name>",
+        file="<file_sep>",
+    ),
     # SantaCoder
     FimSpelling("<fim-prefix>", "<fim-suffix>", "<fim-middle>", ends=("<fim-pad>",)),
     # DeepSeek-Coder
@@ -71,5 +100,9 @@ def find_fim(vocabulary: Mapping[str, int]) -> FimTokens | None:
         if all(mark in vocabulary for mark in marks):
             middle = None if row.middle is None else vocabulary[row.middle]
             ends = tuple(vocabulary[end] for end in row.ends if end in vocabulary)
-            return FimTokens(vocabulary[row.prefix], vocabulary[row.suffix], middle, row.order, ends)
+            repo, file = vocabulary.get(row.repo or ""), vocabulary.get(row.file or "")
+            if repo is None or file is None:
+                repo = file = None
+            prefix, suffix = vocabulary[row.prefix], vocabulary[row.suffix]
+            return FimTokens(prefix, suffix, middle, row.order, ends, repo, file)
     return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import tokenizers
 
 from tokenspeed.errors import ModelError, RequestError
 from tokenspeed.text.files import named_tokens, parse_object, read_bytes, read_tokenizer_config
-from tokenspeed.text.fim import Order, find_fim
+from tokenspeed.text.fim import File, Order, find_fim
 from tokenspeed.text.vocabulary import ByteTable, byte_table, read_spelling, without
 
 # Text behind this is encoded as the inside of a text, for SentencePiece's space goes in front of it. It is a
@@ -95,8 +95,13 @@ class Tokenizer:
         text = b"".join([table[token] for token in ids]).decode(errors="replace")
         return text[spaces_in_front(text, self.lead) :]
 
-    def fim_prompt(self, prefix: str, suffix: str) -> list[int]:
-        """The prompt that asks for the text between `prefix` and `suffix`."""
+    def fim_prompt(
+        self, prefix: str, suffix: str, extra: Sequence[File] = (), *, most: int | None = None
+    ) -> list[int]:
+        """The prompt that asks for the text between `prefix` and `suffix`, with other files in front.
+
+        Of those the first are left out that would make it longer than `most` tokens.
+        """
         marks = self.fim
         if marks is None:
             raise RequestError(
@@ -107,7 +112,35 @@ class Tokenizer:
         after = [marks.suffix, *self._encode_inside(suffix, param="suffix")]
         middle = [] if marks.middle is None else [marks.middle]
         first, second = (before, after) if marks.order is Order.PREFIX_FIRST else (after, before)
-        return [*self._opening(), *first, *second, *middle]
+        gap = [*first, *second, *middle]
+        opening = self._opening()
+        room = None if most is None else most - len(opening) - len(gap)
+        return [*opening, *self._files(extra, room), *gap]
+
+    def _files(self, extra: Sequence[File], room: int | None) -> list[int]:
+        """The last of the files that fit into `room` tokens, as the family writes a repository: the gap is in
+        one more file, whose name nobody told. A family without marks for that gets them as text."""
+        if not extra:
+            return []
+        marks = self.fim
+        assert marks is not None
+        if marks.repo is None or marks.file is None:
+            begin, written = [], [self._text(f"--- {file.name} ---\n{file.text}\n\n") for file in extra]
+            end: list[int] = []
+        else:
+            begin = [marks.repo, *self._text("repository\n")]
+            written = [[marks.file, *self._text(f"{file.name}\n{file.text}\n")] for file in extra]
+            end = [marks.file, *self._text("file\n")]
+        left = None if room is None else room - len(begin) - len(end)
+        kept: list[list[int]] = []
+        for ids in reversed(written):
+            if left is not None and (left := left - len(ids)) < 0:
+                break
+            kept.append(ids)
+        return [*begin, *(token for ids in reversed(kept) for token in ids), *end] if kept else []
+
+    def _text(self, text: str) -> list[int]:
+        return self.encode(text, add_special=False, parse_special=False, param="input_extra")
 
     def _opening(self) -> list[int]:
         """The BOS token, where the checkpoint sets one in front of a text."""
