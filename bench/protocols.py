@@ -1,6 +1,6 @@
 """What a streamed chunk costs the server in every protocol, and how many streams one core keeps up with.
 
-    python -m bench protocols [--streams 64] [--tokens 200] [--rounds 3] [--out FILE]
+    python -m bench protocols [--streams 64] [--tokens 400] [--rounds 3] [--out FILE]
 
 The server is real but for its device, which answers a step of any size after 10 ms; it runs in a process of
 its own, the clients in another. CPU is the server process's own account. What the engine and the text take
@@ -57,6 +57,7 @@ CONTEXT = 4096
 MESSAGES = [{"role": "user", "content": "Write a function that adds two numbers."}]
 INSIDE = "no protocol"
 TEXT = __doc__ * 10  # what the model says
+SHORTER = 4  # times, beside the answers asked for: what a request itself costs is no chunk's
 GOAL = 15.0  # microseconds of CPU a chunk
 
 
@@ -242,12 +243,19 @@ async def load(port: int, protocol: Protocol, streams: int, tokens: int) -> int:
     return chunks
 
 
-class Figures(NamedTuple):
-    """Of one load: CPU in microseconds a chunk, and seconds between steps."""
+class Load(NamedTuple):
+    """One load: the server's CPU seconds, the chunks it sent, and seconds between its steps."""
 
-    chunk: float
+    cpu: float
     chunks: int
     steps: list[float]
+
+
+class Cost(NamedTuple):
+    """Microseconds of CPU for a chunk, and for a request beside its chunks."""
+
+    chunk: float
+    request: float
 
 
 class Bench:
@@ -260,7 +268,13 @@ class Bench:
         self._process.start()
         self._port: int = self._pipe.recv()
 
-    def measure(self, name: str, streams: int, tokens: int) -> Figures:
+    def cost(self, name: str, streams: int, tokens: int) -> Cost:
+        """By two loads, of long and of short answers."""
+        long, short = (self.load(name, streams, count) for count in (tokens, tokens // SHORTER))
+        chunk = (long.cpu - short.cpu) / (long.chunks - short.chunks)
+        return Cost(1e6 * chunk, 1e6 * (short.cpu - chunk * short.chunks) / streams)
+
+    def load(self, name: str, streams: int, tokens: int) -> Load:
         before, _ = self._ask("figures")
         if name == INSIDE:
             chunks = self._ask((streams, tokens))
@@ -268,7 +282,7 @@ class Bench:
             chunks = uvloop.run(load(self._port, PROTOCOLS[name], streams, tokens))
         after, times = self._ask("figures")
         gaps = [later - earlier for earlier, later in pairwise(times)]
-        return Figures(1e6 * (after - before) / chunks, chunks, gaps)
+        return Load(after - before, chunks, gaps)
 
     def close(self) -> None:
         self._pipe.send("stop")
@@ -283,7 +297,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench protocols", description=__doc__.partition("\n")[0])
     parser.add_argument("--streams", type=int, default=64)
     parser.add_argument("--many", type=int, default=256, help="streams of the second part")
-    parser.add_argument("--tokens", type=int, default=200)
+    parser.add_argument("--tokens", type=int, default=400)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", nargs="*", choices=sorted(PROTOCOLS), default=list(PROTOCOLS))
     parser.add_argument("--out", type=Path)
@@ -302,23 +316,35 @@ def costs(bench: Bench, only: Sequence[str], streams: int, tokens: int, rounds: 
     """Every protocol in turn, in each round; medians."""
     names = [INSIDE, *only]
     for name in names:
-        bench.measure(name, 4, 20)  # what is built at the first use
-    taken: dict[str, list[Figures]] = {name: [] for name in names}
+        bench.load(name, 4, 20)  # what is built at the first use
+    taken: dict[str, list[Cost]] = {name: [] for name in names}
     for _ in range(rounds):
         for name in names:
-            taken[name].append(bench.measure(name, streams, tokens))
-    inside = statistics.median(figures.chunk for figures in taken[INSIDE])
-    print(f"{streams} streams of {tokens} tokens: CPU of the server, microseconds a chunk\n")
-    print(f"{'':<14}{'all':>8}{'HTTP and protocol':>20}   least to largest")
+            taken[name].append(bench.cost(name, streams, tokens))
+    inside = _medians(taken[INSIDE])
+    print(
+        f"{streams} streams of up to {tokens} tokens: CPU of the server in microseconds, beside what the engine"
+    )
+    print(f"and the text take by themselves: {inside.chunk:.1f} a chunk, {inside.request:.0f} a request\n")
+    print(f"{'':<14}{'a chunk':>8}   {'least to largest':<18}{'a request':>10}")
     rows = {}
-    for name, figures in taken.items():
-        each = sorted(one.chunk for one in figures)
-        middle = statistics.median(each)
-        own = "" if name == INSIDE else f"{middle - inside:.1f}"
-        print(f"{name:<14}{middle:>8.1f}{own:>20}   {each[0]:.1f} to {each[-1]:.1f}")
-        rows[name] = {"chunk_us": each, "chunks": figures[0].chunks}
-    print(f"\nGoal: at most {GOAL:g} for HTTP and protocol.\n")
+    for name, each in taken.items():
+        chunks = sorted(cost.chunk - (inside.chunk if name != INSIDE else 0.0) for cost in each)
+        middle = _medians(each)
+        rows[name] = {
+            "chunk_us": [cost.chunk for cost in each],
+            "request_us": [cost.request for cost in each],
+        }
+        if name != INSIDE:
+            spread = f"{chunks[0]:.1f} to {chunks[-1]:.1f}"
+            own = middle.request - inside.request
+            print(f"{name:<14}{middle.chunk - inside.chunk:>8.1f}   {spread:<18}{own:>10.0f}")
+    print(f"\nGoal: at most {GOAL:g} a chunk.\n")
     return rows
+
+
+def _medians(costs: Sequence[Cost]) -> Cost:
+    return Cost(*(statistics.median(values) for values in zip(*costs, strict=True)))
 
 
 def many(bench: Bench, only: Sequence[str], streams: int, tokens: int) -> dict[str, Any]:
@@ -327,10 +353,10 @@ def many(bench: Bench, only: Sequence[str], streams: int, tokens: int) -> dict[s
     print(f"{'':<14}{'median':>8}{'p99':>8}{'chunks of tokens':>18}")
     rows = {}
     for name in only:
-        figures = bench.measure(name, streams, tokens)
-        gaps = sorted(figures.steps)
+        loaded = bench.load(name, streams, tokens)
+        gaps = sorted(loaded.steps)
         median, high = statistics.median(gaps), gaps[int(0.99 * (len(gaps) - 1))]
-        share = figures.chunks / (streams * tokens)
+        share = loaded.chunks / (streams * tokens)
         print(f"{name:<14}{1e3 * median:>8.2f}{1e3 * high:>8.2f}{share:>17.0%}")
         rows[name] = {"median_ms": 1e3 * median, "p99_ms": 1e3 * high, "chunks_of_tokens": share}
     return rows

@@ -13,7 +13,7 @@ from types import MappingProxyType
 
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
 from prometheus_client.registry import Collector
-from starlette.applications import Starlette
+from starlette.types import ASGIApp
 
 from tokenspeed import builtin
 from tokenspeed.api.app import create_app
@@ -58,7 +58,7 @@ class Server:
 
     engine: Engine
     generator: Generator
-    app: Starlette
+    app: ASGIApp
     model_name: str
     recorder: Recorder | None
 

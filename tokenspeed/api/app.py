@@ -10,6 +10,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from tokenspeed.api.access import Origins, cors
 from tokenspeed.api.anthropic import CountTokensEndpoint, MessagesDialect
@@ -24,7 +25,7 @@ from tokenspeed.api.health import HealthEndpoint
 from tokenspeed.api.keys import Keys
 from tokenspeed.api.llamacpp import InfillDialect, LlamaCompletionDialect
 from tokenspeed.api.llamacpp_tools import LlamaTools
-from tokenspeed.api.middleware import Boundary
+from tokenspeed.api.middleware import Boundary, DirectSend
 from tokenspeed.api.models import ModelsEndpoint, ServedModel
 from tokenspeed.api.ollama_routes import ollama_routes
 from tokenspeed.api.options import KeyOptions, ServerOptions
@@ -50,7 +51,7 @@ def create_app(
     keys: Mapping[str, KeyOptions],
     timeline: Callable[[str], Timeline | None],
     store: ResponseStore | None = None,
-) -> Starlette:
+) -> ASGIApp:
     """The whole server but its socket.
 
     `ready` says whether a request would be taken now. `keys` are who may use it, by the account that their
@@ -97,4 +98,4 @@ def create_app(
         },
     )
     app.router.redirect_slashes = False
-    return app
+    return DirectSend(app)

@@ -20,6 +20,16 @@ def normal_path(path: str) -> str:
     return path or "/"
 
 
+class DirectSend:
+    """Lets long streams send past the layers that only watch for the start of an answer."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._app({**scope, DIRECT_SEND: send}, receive, send)
+
+
 class Boundary:
     """Normalises the path, and answers 500 for what nothing inside has caught."""
 
@@ -31,7 +41,7 @@ class Boundary:
             await self._app(scope, receive, send)
             return
         started = False
-        inner = {**scope, "path": normal_path(scope["path"]), DIRECT_SEND: send}
+        inner = {**scope, "path": normal_path(scope["path"])}
 
         async def watched(message: Message) -> None:
             nonlocal started

@@ -52,6 +52,9 @@ def now() -> str:
     return datetime.now(UTC).isoformat().replace("+00:00", "Z")
 
 
+MARK = "\0"  # where the text of a piece goes
+
+
 class OllamaWriter:
     """Writes one answer. A call is told in one piece, as soon as it is whole."""
 
@@ -61,6 +64,11 @@ class OllamaWriter:
         self._model = model
         self._words = words
         self._scored = scored
+        # What is around the text of a piece, and the same in all of them.
+        marked = orjson.dumps({**words(MARK, "", ()), "done": False})[1:] + b"\n"
+        before, self._behind = marked.split(orjson.dumps(MARK))
+        self._start = b'{"model":' + orjson.dumps(model) + b',"created_at":"'
+        self._before = b'",' + before
         self._call: WholeCall | None = None  # the one that is being written
         self._calls = 0  # told so far
         self._reason = "stop"
@@ -91,6 +99,8 @@ class OllamaWriter:
 
     def _written(self, output: Output) -> bytes:
         match output:
+            case Delta(scores=()):
+                return self._told() + self._text_line(output.text)
             case Delta():
                 return self._told() + self._line(text=output.text, scores=output.scores)
             case ReasoningDelta():
@@ -114,6 +124,10 @@ class OllamaWriter:
             return b""
         self._calls += 1
         return self._line(calls=[told])
+
+    def _text_line(self, text: str) -> bytes:
+        """What `_line` gives for text alone; nearly all lines are of that kind."""
+        return self._start + now().encode() + self._before + orjson.dumps(text) + self._behind
 
     def _line(
         self,
