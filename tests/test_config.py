@@ -357,6 +357,13 @@ def test_what_has_no_effect_on_a_drafter_is_told(drafter: str, idle: str, write:
     )
 
 
+@pytest.mark.parametrize("idle", ["store_path = 'x'", "max_stored_mib = 1", "max_age_hours = 1"])
+def test_what_has_no_effect_where_nothing_is_kept_is_told(idle: str, write: Write) -> None:
+    (line,) = problems(write(f"[responses]\nstore = false\n{idle}\n"))
+    key = idle.partition(" ")[0]
+    assert line == f"my.toml: [responses] {key} has no effect with store = false; leave one of them out"
+
+
 def test_what_has_no_effect_without_a_target_is_told(write: Write) -> None:
     (line,) = problems(write("[scheduler]\ntarget_step_ms = 0\nlone_overhead = 0.1\n"))
     assert line == (

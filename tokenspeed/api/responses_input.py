@@ -122,8 +122,8 @@ class Conversation:
         written = item.get("role")
         role = ROLES.get(written) if isinstance(written, str) else None
         if role is None:
-            problem = f"{str(written)[:40]!r} is not one of {', '.join(ROLES)}"
-            raise wrong(f"{path}.role", f"{problem}" if written is not None else "is required")
+            found = "is required" if written is None else f"{str(written)[:40]!r} is not a role"
+            raise wrong(f"{path}.role", f"{found}; roles are {', '.join(ROLES)}")
         text = _text(f"{path}.content", item.get("content"))
         if role == "assistant":
             _append(self._assistant(), "content", text, "\n")
