@@ -60,7 +60,9 @@ def streamed(outputs, usage=USAGE, *, together=False, **terms):
     written = writer(**terms)
     steps = [outputs] if together else [[output] for output in outputs]
     begun = written.start(Usage(usage.prompt, 0, 0))
-    return checked_events(begun + b"".join(written.write(step, usage) for step in steps) + written.end(usage))
+    return checked_events(
+        begun + b"".join(written.write(step, lambda: usage) for step in steps) + written.end(usage)
+    )
 
 
 def whole(outputs, usage=USAGE, **terms):
@@ -148,7 +150,7 @@ def test_remembered_tokens_are_not_among_the_input_tokens():
 )
 def test_a_failure_on_the_way_is_the_last_event(error, kind):
     written = writer()
-    raw = written.start(USAGE) + written.write([Delta(0, "Half a")], USAGE) + written.fail(error)
+    raw = written.start(USAGE) + written.write([Delta(0, "Half a")], lambda: USAGE) + written.fail(error)
     events = checked_events(raw)
     assert events[-1]["error"]["type"] == kind
     assert "a step failed" not in events[-1]["error"]["message"]

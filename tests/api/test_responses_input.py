@@ -170,7 +170,7 @@ def test_thinking_and_calls_that_were_kept_come_back(tmp_path: Path) -> None:
     usage = Usage(1, 1, 0)
     writer.start(usage)
     outputs = [ReasoningDelta(0, "Hm."), Delta(0, "Wait."), CallStart(0, 0, "c1", "ns__f")]
-    writer.write([*outputs, CallDelta(0, 0, '{"x": 1}'), Ended(0, "tool_calls", None)], usage)
+    writer.write([*outputs, CallDelta(0, 0, '{"x": 1}'), Ended(0, "tool_calls", None)], lambda: usage)
     writer.end(usage)
     store.save("", Record(writer.final, [{"id": "i", **user("hi")}]))
     more = [{"type": "function_call_output", "call_id": "c1", "output": "1"}]

@@ -54,7 +54,7 @@ def written(
     by = by or writer()
     raw = by.start(USAGE._replace(completion=0))
     for batch in batches:
-        raw += by.write(list(batch), USAGE)
+        raw += by.write(list(batch), lambda: USAGE)
     raw += by.end(USAGE)
     whole = Whole()
     for output in (output for batch in batches for output in batch):
@@ -257,8 +257,8 @@ def test_thinking_is_sealed_for_clients_that_would_give_back_nothing_else() -> N
 
 def test_a_sign_of_life_is_an_event_in_its_turn() -> None:
     by = writer()
-    raw = by.start(USAGE) + by.ping() + by.write([Delta(0, "a")], USAGE) + by.ping()
-    raw += by.write([Delta(0, "b"), Ended(0, "stop", None)], USAGE) + by.end(USAGE)
+    raw = by.start(USAGE) + by.ping() + by.write([Delta(0, "a")], lambda: USAGE) + by.ping()
+    raw += by.write([Delta(0, "b"), Ended(0, "stop", None)], lambda: USAGE) + by.end(USAGE)
     events = events_of(raw)
     assert [event["type"] for event in events].count("response.in_progress") == 3
     assert rebuilt(events)[0]["content"][0]["text"] == "ab"
@@ -282,7 +282,7 @@ def test_there_is_no_sign_of_life_before_or_after_the_stream() -> None:
 )
 def test_a_failure_is_told_in_the_response(error: Exception, code: str) -> None:
     by = writer()
-    raw = by.start(USAGE) + by.write([Delta(0, "a")], USAGE) + by.fail(error)
+    raw = by.start(USAGE) + by.write([Delta(0, "a")], lambda: USAGE) + by.fail(error)
     last = last_of(raw)
     assert (last["type"], last["response"]["status"]) == ("response.failed", "failed")
     assert last["response"]["error"]["code"] == code
@@ -404,7 +404,7 @@ async def test_silence_is_filled_with_events_that_count_on(serving, listening):
 def test_a_piece_of_text_costs_little_more_than_its_text() -> None:
     by = writer()
     by.start(USAGE)
-    by.write([Delta(0, "x")], USAGE)
-    chunk = by.write([Delta(0, "Hello")], USAGE)
+    by.write([Delta(0, "x")], lambda: USAGE)
+    chunk = by.write([Delta(0, "Hello")], lambda: USAGE)
     assert len(chunk) < 300
     assert chunk.endswith(b'"delta":"Hello"}\n\n')

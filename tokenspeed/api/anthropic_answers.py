@@ -6,7 +6,7 @@ after the other, its end is told in a `message_delta`, and it stops.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,7 +75,7 @@ class MessageWriter:
     def start(self, usage: Usage) -> bytes:
         return _event("message_start", message=self._message([], None, None, usage))
 
-    def write(self, outputs: list[Output], usage: Usage) -> bytes:
+    def write(self, outputs: list[Output], usage: Callable[[], Usage]) -> bytes:
         if len(outputs) == 1:
             return self._written(outputs[0])
         return b"".join([self._written(output) for output in outputs])

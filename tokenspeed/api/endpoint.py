@@ -40,7 +40,7 @@ class Writer(Protocol):
         """What comes before all outputs, as soon as the request is taken; `usage` has the prompt's tokens."""
         ...
 
-    def write(self, outputs: list[Output], usage: Usage) -> bytes: ...
+    def write(self, outputs: list[Output], usage: Callable[[], Usage]) -> bytes: ...
 
     def end(self, usage: Usage) -> bytes: ...
 
@@ -216,11 +216,15 @@ async def stream_events(
     generation: Generation, writer: Writer, keep: Callable[[], Awaitable[None]] = nothing
 ) -> AsyncGenerator[bytes, None]:
     """All of a stream, each piece one or more whole events; a failure on the way is an event as well."""
+
+    def usage() -> Usage:  # most writers ask at the end alone, and it is work
+        return generation.usage
+
     try:
         if begun := writer.start(generation.usage):
             yield begun
         async for outputs in generation:
-            if written := writer.write(outputs, generation.usage):
+            if written := writer.write(outputs, usage):
                 yield written
         last = writer.end(generation.usage)
         await keep()

@@ -5,6 +5,7 @@ https://docs.mistral.ai/api/endpoint/fim
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -80,7 +81,7 @@ class FimWriter(CompletionWriter):
     def __init__(self, heading: Heading) -> None:
         super().__init__(heading, FimShape(), None)
 
-    def write(self, outputs: list[Output], usage: Usage) -> bytes:
+    def write(self, outputs: list[Output], usage: Callable[[], Usage]) -> bytes:
         self._continuous = any(isinstance(output, Ended) for output in outputs)
         return super().write(outputs, usage)
 

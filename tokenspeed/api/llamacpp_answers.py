@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,8 +43,9 @@ class LlamaWriter:
     def start(self, usage: Usage) -> bytes:
         return b""
 
-    def write(self, outputs: list[Output], usage: Usage) -> bytes:
-        events = [event for output in outputs if (event := self._event(output, usage)) is not None]
+    def write(self, outputs: list[Output], usage: Callable[[], Usage]) -> bytes:
+        known = usage()
+        events = [event for output in outputs if (event := self._event(output, known)) is not None]
         return b"".join([_data(event) for event in events])
 
     def end(self, usage: Usage) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -72,7 +72,7 @@ class OllamaWriter:
     def start(self, usage: Usage) -> bytes:
         return b""
 
-    def write(self, outputs: list[Output], usage: Usage) -> bytes:
+    def write(self, outputs: list[Output], usage: Callable[[], Usage]) -> bytes:
         return b"".join([self._written(output) for output in outputs])
 
     def end(self, usage: Usage) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -140,8 +140,8 @@ class CompletionWriter:
         """Nothing: clients take the first chunk for the first token."""
         return b""
 
-    def write(self, outputs: list[Output], usage: Usage) -> bytes:
-        tail = self._usage_tail(usage) if self._continuous else b"]}\n\n"
+    def write(self, outputs: list[Output], usage: Callable[[], Usage]) -> bytes:
+        tail = self._usage_tail(usage()) if self._continuous else b"]}\n\n"
         if len(outputs) == 1:
             choice = self._shape.chunk(outputs[0])
             return self._head + choice + tail if choice else b""

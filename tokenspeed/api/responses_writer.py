@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import orjson
@@ -56,7 +56,7 @@ class ResponseWriter:
         self._state = orjson.dumps(self._answer.response("in_progress"))
         return self._in_state(_CREATED) + self._in_state(_IN_PROGRESS)
 
-    def write(self, outputs: list[Output], usage: Usage) -> bytes:
+    def write(self, outputs: list[Output], usage: Callable[[], Usage]) -> bytes:
         if len(outputs) == 1:
             return self._take(outputs[0])
         return b"".join([self._take(output) for output in outputs])
