@@ -159,7 +159,9 @@ def test_events_are_exactly_these():
     top = (Alternative("b", b"b", -2.0),)
     score = ScoredToken("a", b"a", -0.5, top, 0)
     writer = LlamaWriter(Terms("m", {"n_predict": 5}, timed=True, scored=True))
-    raw = writer.write([Delta(0, "a", (score,))], USAGE) + writer.write([Ended(0, "stop", "X")], USAGE)
+    raw = writer.write([Delta(0, "a", (score,))], lambda: USAGE) + writer.write(
+        [Ended(0, "stop", "X")], lambda: USAGE
+    )
     piece, last = events_of(raw + writer.end(USAGE))
     timings = {
         "cache_n": 4,

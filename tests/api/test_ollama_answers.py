@@ -20,7 +20,9 @@ from tokenspeed.generation.text import Alternative, ScoredToken
 
 def written(words, *batches) -> list[dict[str, Any]]:
     writer = OllamaWriter("m", words, scored=False)
-    raw = b"".join([writer.write(list(batch), USAGE) for batch in batches]) + writer.end(USAGE)
+    raw = b"".join([writer.write(list(batch), lambda: USAGE) for batch in batches]) + writer.end(
+        lambda: USAGE
+    )
     lines = lines_of(raw)
     for line in lines:
         assert line.pop("model") == "m"
@@ -116,7 +118,7 @@ def test_a_whole_answer_has_calls_and_thinking():
 def test_a_score_has_its_alternatives():
     top = (Alternative("b", b"b", -2.0),)
     writer = OllamaWriter("m", generate_words, scored=True)
-    (line,) = lines_of(writer.write([Delta(0, "a", (ScoredToken("a", b"a", -0.5, top, 0),))], USAGE))
+    (line,) = lines_of(writer.write([Delta(0, "a", (ScoredToken("a", b"a", -0.5, top, 0),))], lambda: USAGE))
     assert line["logprobs"] == [
         {
             "token": "a",
