@@ -20,10 +20,8 @@ from tokenspeed.generation.text import Alternative, ScoredToken
 
 def written(words, *batches) -> list[dict[str, Any]]:
     writer = OllamaWriter("m", words, scored=False)
-    raw = b"".join([writer.write(list(batch), lambda: USAGE) for batch in batches]) + writer.end(
-        lambda: USAGE
-    )
-    lines = lines_of(raw)
+    raw = b"".join([writer.write(list(batch), lambda: USAGE) for batch in batches])
+    lines = lines_of(raw + writer.end(USAGE))
     for line in lines:
         assert line.pop("model") == "m"
         assert line.pop("created_at").endswith("Z")
