@@ -322,8 +322,8 @@ def costs(bench: Bench, only: Sequence[str], streams: int, tokens: int, rounds: 
         for name in names:
             taken[name].append(bench.cost(name, streams, tokens))
     inside = _medians(taken[INSIDE])
-    print(f"{streams} streams of up to {tokens} tokens: CPU of the server in microseconds, beside what engine")
-    print(f"and text take by themselves: {inside.chunk:.1f} a chunk, {inside.request:.0f} a request\n")
+    print(f"{streams} streams of up to {tokens} tokens: CPU of the server in microseconds, beside what")
+    print(f"engine and text take by themselves: {inside.chunk:.1f} a chunk, {inside.request:.0f} a request\n")
     print(f"{'':<14}{'a chunk':>8}   {'least to largest':<18}{'a request':>10}")
     rows = {}
     for name, each in taken.items():

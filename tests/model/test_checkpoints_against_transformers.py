@@ -109,7 +109,9 @@ def saved(save: Any) -> Callable[[str], Any]:
 @pytest.mark.parametrize("case", CASES)
 def test_logits_and_greedy_tokens_are_those_of_transformers(case: str, saved: Any, run: Any) -> None:
     checkpoint, (tokens, rows) = saved(case)
-    running = run(load(resolve(str(checkpoint.folder))))
+    model = load(resolve(str(checkpoint.folder)))
+    assert model.spec.parameters == sum(tensor.numel() for tensor in model.weights.tensors())
+    running = run(model)
     ends = list(accumulate(CHUNKS))
     after_prompt = torch.cat(
         [running.feed(PROMPT[end - size : end]) for size, end in zip(CHUNKS, ends, strict=True)]

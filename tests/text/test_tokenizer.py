@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenspeed.errors import ModelError, RequestError
-from tokenspeed.text.fim import Order
+from tokenspeed.text.fim import File, Order
 from tokenspeed.text.tokenizer import Tokenizer
 
 unhurried = settings(deadline=None)  # a busy machine may take its time
@@ -279,6 +279,32 @@ def test_a_mark_within_the_text_around_a_gap_is_only_text(bpe: Tokenizer) -> Non
     assert bpe.fim is not None
     assert bpe.fim.order is Order.PREFIX_FIRST
     assert marks == [bpe.bos_id, *bpe.fim.ids]
+
+
+def test_other_files_stand_in_front_of_a_gap_as_the_family_writes_a_repository(
+    with_special: Callable[..., Tokenizer],
+) -> None:
+    marks = ("<fim_prefix>", "<fim_suffix>", "<fim_middle>", "<repo_name>", "<file_sep>")
+    tokenizer = with_special("byte level", *marks)
+    files = [File("a", "1<file_sep>"), File("b", "2")]
+    ids = tokenizer.fim_prompt("p", "s", files)
+    text = (
+        "<s><repo_name>repository\n<file_sep>a\n1<file_sep>\n<file_sep>b\n2\n<file_sep>file\n"
+        "<fim_prefix>p<fim_suffix>s<fim_middle>"
+    )
+    assert tokenizer.decode(ids, skip_special=False) == text
+    assert ids.count(tokenizer.token_id("<file_sep>")) == 3  # the one in the text is text
+
+
+def test_files_that_do_not_fit_in_front_of_a_gap_are_left_out(bpe: Tokenizer) -> None:
+    files = [File("a", "1"), File("b", "2")]
+    alone, last = bpe.fim_prompt("p", "s"), bpe.fim_prompt("p", "s", files[1:])
+    both = bpe.fim_prompt("p", "s", files)
+    assert len(alone) < len(last) < len(both)
+    assert bpe.fim_prompt("p", "s", files, most=len(both)) == both
+    assert bpe.fim_prompt("p", "s", files, most=len(both) - 1) == last
+    assert bpe.fim_prompt("p", "s", files, most=len(last) - 1) == alone
+    assert bpe.fim_prompt("p", "s", files, most=0) == alone
 
 
 def test_a_model_without_the_marks_refuses_a_suffix(with_special: Callable[..., Tokenizer]) -> None:

@@ -33,7 +33,6 @@ from tokenspeed.text.formats import Format, JsonSchema, Lark
 UNSUPPORTED: Mapping[str, tuple[Any, ...]] = dict.fromkeys(
     ("lora", "return_tokens", "return_progress", "post_sampling_probs", "grammar_lazy"), ()
 )
-ANYTHING: tuple[Any, ...] = ([], {})  # a schema or a list of biases that says nothing
 NEVER = -100.0  # the bias of a token that is not to be drawn
 
 
@@ -133,7 +132,7 @@ def _format_field(asked: LlamaRequest) -> str:
 
 
 def _format(asked: LlamaRequest) -> Format | None:
-    schema = None if asked.json_schema in ANYTHING else asked.json_schema
+    schema = asked.json_schema
     if asked.grammar and schema is not None:
         raise wrong("grammar", "cannot be combined with json_schema: they hold the same answer")
     if asked.grammar:
@@ -143,19 +142,17 @@ def _format(asked: LlamaRequest) -> Format | None:
 
 def _biases(given: Any) -> Mapping[str, float] | None:
     """By token id, from an object or a list of pairs; false is the bias of what is never to be drawn."""
-    if given is None or given in ANYTHING:
-        return None
-    pairs = given.items() if isinstance(given, dict) else given
+    pairs = list(given.items()) if isinstance(given, dict) else given or []
+    if not isinstance(pairs, list):
+        raise wrong("logit_bias", "must be an object, or a list of pairs")
     biases: dict[str, float] = {}
-    for pair in pairs if isinstance(pairs, list) or pairs is not given else ():
-        match list(pair) if isinstance(pair, (list, tuple)) else pair:
+    for pair in pairs:
+        match pair:
             case [int() | str() as token, bool() | int() | float() as bias] if bias is not True:
                 biases[str(token)] = NEVER if bias is False else float(bias)
             case _:
                 raise wrong("logit_bias", "must be pairs of a token id and a number, or false")
-    if not biases:
-        raise wrong("logit_bias", "must be an object, or a list of pairs")
-    return biases
+    return biases or None
 
 
 def _settings(request: GenerationRequest, sampling: SamplingFields, most: int | None) -> dict[str, Any]:

@@ -28,6 +28,7 @@ OLLAMA_VERSION = "0.12.11"
 LATEST = ":latest"  # the tag of a model that is named without one
 FAR_OFF = "2318-01-01T00:00:00Z"  # when a model that stays loaded is unloaded
 MANAGING = ("create", "copy", "delete", "push", "blobs/{digest}")
+LEVELS = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 UNITS = ((1_000_000_000, "B"), (1_000_000, "M"), (1_000, "K"))
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -149,7 +150,7 @@ class OllamaModels:
             "family": facts.family,
             "families": [facts.family],
             "parameter_size": _rounded(facts.parameters),
-            "quantization_level": facts.dtype.upper(),
+            "quantization_level": LEVELS.get(facts.dtype, facts.dtype),
         }
 
     def _info(self) -> dict[str, Any]:
