@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,7 +19,11 @@ from tokenspeed.backend.graphs import Graphs
 from tokenspeed.backend.stepper import Begun, Stepper
 from tokenspeed.build import Server, build
 from tokenspeed.core.plan import Draw, Row, StepPlan
-from tokenspeed.core.request import Finished, FinishReason, Request, Sampling, TokenDelta
+from tokenspeed.core.request import Finished, FinishReason, Pooling, Request, Sampling, TokenDelta
+from tokenspeed.generation.embedding import EmbeddingRequest
+from tokenspeed.generation.outputs import Whole
+from tokenspeed.generation.request import GenerationRequest, SamplingFields, TextPrompt
+from tokenspeed.text.formats import JsonSchema
 from tokenspeed.text.tokenizer import Tokenizer
 
 pytestmark = [
@@ -270,3 +276,75 @@ async def test_a_draw_that_no_graph_holds_follows_it() -> None:
         found.append(drawn(stepper, DRAWN_AS[:2], 60, stepper.passes.graphs))
         await server.engine.stop()
     assert found[0] == found[1]
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 8},
+        "age": {"type": "integer", "minimum": 0, "maximum": 120},
+        "tags": {"type": "array", "items": {"enum": ["a", "b", "c"]}, "maxItems": 3},
+    },
+    "required": ["name", "age", "tags"],
+    "additionalProperties": False,
+}
+
+
+async def answers(server: Server, wanted: Sequence[GenerationRequest]) -> list[Whole]:
+    async def one(request: GenerationRequest) -> Whole:
+        whole = Whole()
+        async for outputs in await server.generator.start(request):
+            for output in outputs:
+                whole.add(output)
+        return whole
+
+    server.engine.start()
+    try:
+        return await asyncio.gather(*map(one, wanted))
+    finally:
+        await server.engine.stop()
+
+
+@pytest.mark.parametrize("drafter", ["off", "ngram", "model"])
+async def test_answers_that_a_schema_holds_fit_it_beside_free_ones(drafter: str) -> None:
+    always = () if drafter == "off" else ("speculation.control=always",)
+    server = built("device.name=cuda", "cache.memory_mib=256", f"speculation.drafter={drafter}", *always)
+    wanted = [
+        GenerationRequest(
+            f"r{n}",
+            (TextPrompt(f"def read_{n}():\n"),),
+            SamplingFields(temperature=1.5 * (n % 3 > 0), seed=n),
+            max_tokens=200,
+            format=JsonSchema(SCHEMA) if n % 4 else None,
+            logprobs=2 if n % 5 == 0 else None,
+        )
+        for n in range(96)
+    ]
+    held = [
+        answer
+        for request, answer in zip(wanted, await answers(server, wanted), strict=True)
+        if request.format is not None
+    ]
+    assert all(answer.reason == "stop" for answer in held)
+    for answer in held:
+        person = json.loads(answer.text)
+        assert person.keys() == {"name", "age", "tags"}
+        assert len(person["name"]) <= 8
+        assert 0 <= person["age"] <= 120
+        assert set(person["tags"]) <= {"a", "b", "c"}
+    assert server.engine.held_blocks == 0
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+async def test_embeddings_are_those_of_the_cpu_in_float32(pooling: Pooling) -> None:
+    texts = tuple(TextPrompt("def add(a, b):\n    return a + b\n" * (1 + 5 * n)) for n in range(12))
+    found = []
+    for where in (("device.name=cpu", "model.dtype=float32"), ("device.name=cuda", "model.dtype=float16")):
+        server = built(*where, "cache.memory_mib=256")
+        server.engine.start()
+        try:
+            found.append((await server.embedder.embed(EmbeddingRequest("e", texts, pooling))).vectors)
+        finally:
+            await server.engine.stop()
+    for expected, vector in zip(*found, strict=True):
+        assert float(np.dot(expected, vector)) > 0.999

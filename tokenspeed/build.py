@@ -58,6 +58,7 @@ class Server:
 
     engine: Engine
     generator: Generator
+    embedder: Embedder
     app: ASGIApp
     model_name: str
     recorder: Recorder | None
@@ -147,7 +148,7 @@ def build(
         timeline=timelines.get,
         store=store_for(config.responses),
     )
-    return Server(engine, generator, app, name, recorder)
+    return Server(engine, generator, embedder, app, name, recorder)
 
 
 def _tell_of_a_failed_drafter(error: Exception) -> None:
