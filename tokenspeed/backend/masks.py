@@ -26,7 +26,7 @@ NO_MASKS = Masked([], np.zeros((0, 0), np.int32), {})
 
 def is_masked(row: Row) -> bool:
     """Whether a grammar holds what the row draws."""
-    return row.draw is not None and row.draw.constraint is not None
+    return row.draw is not None and row.draw.held is not None
 
 
 def words_of(vocab: int) -> int:
@@ -37,16 +37,15 @@ def words_of(vocab: int) -> int:
 def fill_masks(rows: Sequence[Row], firsts: Sequence[int], vocab: int) -> Masked:
     """The masks of all rows that a grammar holds; `firsts` are the numbers of their first draws, which those
     after drafts follow. Where masks cannot be told everything is allowed, and it is a fault of the row."""
-    held = [place for place, row in enumerate(rows) if is_masked(row)]
-    numbers = [number for place in held for number in _numbers(rows[place], firsts[place])]
+    places = [place for place, row in enumerate(rows) if is_masked(row)]
+    numbers = [number for place in places for number in _numbers(rows[place], firsts[place])]
     masks = np.full((len(numbers), words_of(vocab)), ALL, np.int32)
     faults: dict[int, str] = {}
     start = 0
-    for place in held:
+    for place in places:
         row = rows[place]
         stop = start + 1 + len(row.drafts)
-        constraint = row.draw.constraint if row.draw is not None else None
-        fault = None if constraint is None else constraint.fill(masks[start:stop], row.drafts)
+        fault = _fill(masks[start:stop], row)
         if fault is not None:
             faults[place] = fault
             masks[start:stop] = ALL
@@ -56,3 +55,10 @@ def fill_masks(rows: Sequence[Row], firsts: Sequence[int], vocab: int) -> Masked
 
 def _numbers(row: Row, first: int) -> range:
     return range(first, first + 1 + len(row.drafts))
+
+
+def _fill(masks: Masks, row: Row) -> str | None:
+    if row.draw is None or row.draw.held is None:
+        return None
+    constraint, count = row.draw.held
+    return constraint.fill(masks, count, row.tokens[-1], row.drafts)

@@ -15,8 +15,8 @@ class Constraint(Protocol):
     """One answer's. What it says depends on the tokens that it has taken, and on nothing else.
 
     Until it is `active` anything may follow; from then on the draws of the answer are masked. Only the loop
-    calls it, but for `fill`, which the device's threads call while a row of the answer is in a step, and then
-    the loop does not.
+    calls it, but for `fill`, which the device's threads call while a row of the answer is in a step; the loop
+    calls nothing but `take` meanwhile.
     """
 
     @property
@@ -31,7 +31,10 @@ class Constraint(Protocol):
         """How many of these may be verified: none behind one that is forbidden, or that makes it active."""
         ...
 
-    def fill(self, masks: Masks, drafts: Sequence[int]) -> str | None:
-        """Write what may follow the tokens taken, and what may follow after each of the drafts, into the rows
-        of `masks` [1 + drafts, words]; or say why that cannot be told."""
+    def fill(self, masks: Masks, count: int, last: int, drafts: Sequence[int]) -> str | None:
+        """Write what may follow the answer's first `count` tokens, and what may follow after each of the
+        drafts, into the rows of `masks` [1 + drafts, words]; or say why that cannot be told.
+
+        `last` is the last of these tokens, which may not have been taken yet; of none it means nothing.
+        """
         ...

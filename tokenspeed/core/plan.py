@@ -10,6 +10,13 @@ from tokenspeed.core.constraint import Constraint
 from tokenspeed.core.request import Sampling, TokenLogprob, Vector
 
 
+class Held(NamedTuple):
+    """What a draw is held to, behind so many tokens of its answer."""
+
+    constraint: Constraint
+    behind: int
+
+
 class Draw(NamedTuple):
     """That a row samples, and with what: the draw depends on (`sampling`, `seed`, `position`) alone.
 
@@ -23,7 +30,7 @@ class Draw(NamedTuple):
     prompt: tuple[int, ...] = ()
     generated: tuple[int, ...] = ()
     banned: tuple[int, ...] = ()  # tokens that must not be drawn here (stop ids before `min_tokens`)
-    constraint: Constraint | None = None  # whose masks say what may be drawn here and after drafts
+    held: Held | None = None  # says what may be drawn here and after drafts, where a grammar does
 
 
 class Row(NamedTuple):

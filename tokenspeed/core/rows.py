@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from tokenspeed.core.costs import Costs, Work
-from tokenspeed.core.plan import Draw, Row
+from tokenspeed.core.plan import Draw, Held, Row
 from tokenspeed.core.sequence import Sequence
 from tokenspeed.core.speculation import Carried
 
@@ -14,14 +14,10 @@ _new = tuple.__new__
 
 
 class Flight(NamedTuple):
-    """A planned step: whose its rows are, each with the epoch it was in, and the work they make.
-
-    So many of them are `held` to a grammar: what follows is planned once their tokens are known.
-    """
+    """A planned step: whose its rows are, each with the epoch it was in, and the work they make."""
 
     owners: list[tuple[Sequence, int]]
     work: Work
-    held: int = 0
 
     @property
     def verifies(self) -> bool:
@@ -36,16 +32,12 @@ class Planning:
         self.rows: list[Row] = []
         self.owners: list[tuple[Sequence, int]] = []
         self.planned: set[int] = set()  # sequences that have a row
-        self.held = 0  # rows that a grammar holds
 
     def add(self, sequence: Sequence, count: int) -> None:
         """A row for the next `count` tokens of a sequence, whose blocks are there."""
         self.planned.add(sequence.id)
         self.owners.append((sequence, sequence.epoch))
-        row = next_row(sequence, count, len(self.rows))
-        self.rows.append(row)
-        if row.draw is not None and row.draw.constraint is not None:
-            self.held += 1
+        self.rows.append(next_row(sequence, count, len(self.rows)))
 
     def carry(self, sequence: Sequence, carried: Carried) -> None:
         """Let a sequence's row carry drafts, for which there are blocks, or let the draft model catch up."""
@@ -72,7 +64,7 @@ class Planning:
 
 def may_run_ahead(sequence: Sequence) -> bool:
     """Whether the next row can be planned before the token in flight is known."""
-    if sequence.penalised or sequence.held:
+    if sequence.penalised:
         return False  # a draw that looks at the tokens before it needs them all
     return len(sequence.tokens) + sequence.in_flight < sequence.limit
 
@@ -117,9 +109,11 @@ def _draw(sequence: Sequence, position: int) -> Draw:
     early = position < sequence.prompt_length + request.min_tokens
     if not (early or sequence.penalised or sequence.constraint):
         return _new(Draw, (sampling, sequence.seed, position, (), (), (), None))
-    constraint = sequence.constraint if sequence.held else None
-    banned = tuple(sorted(request.stop_ids)) if early and constraint is None else ()
+    held = None
+    if sequence.constraint is not None and sequence.held:
+        held = Held(sequence.constraint, position - sequence.prompt_length)
+    banned = tuple(sorted(request.stop_ids)) if early and held is None else ()
     if not sequence.penalised:
-        return Draw(sampling, sequence.seed, position, banned=banned, constraint=constraint)
+        return Draw(sampling, sequence.seed, position, banned=banned, held=held)
     generated = tuple(sequence.tokens[sequence.prompt_length :])
-    return Draw(sampling, sequence.seed, position, request.prompt, generated, banned, constraint)
+    return Draw(sampling, sequence.seed, position, request.prompt, generated, banned, held)

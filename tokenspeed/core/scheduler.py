@@ -150,7 +150,7 @@ class Scheduler:
         self.speculation.allow(seconds)
         self._last_plan += 1
         self._busy_until = (max(self._busy_until, now) if self._flight else now) + seconds
-        self._flight[self._last_plan] = Flight(planning.owners, work, planning.held)
+        self._flight[self._last_plan] = Flight(planning.owners, work)
         self._charge(planning, now)
         return StepPlan(self._last_plan, tuple(planning.rows), seconds, work.verifies > 0)
 
@@ -159,7 +159,7 @@ class Scheduler:
         events: list[Happening] = []
         size = self.capacity.block_size
         drafts_held, speculation = 0, self.speculation
-        owners, work, _ = self._flight.pop(plan.number)
+        owners, work = self._flight.pop(plan.number)
         self.costs.observe(work, result.seconds)
         for row, given, (sequence, epoch) in zip(plan.rows, result.rows, owners, strict=True):
             if sequence.epoch != epoch:
@@ -222,8 +222,6 @@ class Scheduler:
 
     def _waits(self) -> bool:
         """Whether the next step needs what those in flight give."""
-        if any(flight.held and self._waits_for_held(flight) for flight in self._flight.values()):
-            return True
         if not self.speculation.active:
             return False
         if any(flight.verifies for flight in self._flight.values()):
@@ -231,12 +229,6 @@ class Scheduler:
         running = self._queues.running
         room = room_for_drafts(self.options, len(running), beside=len(self._queues.waiting) > 0)
         return self.speculation.waits(running.values(), self.costs.costs, room)
-
-    def _waits_for_held(self, flight: Flight) -> bool:
-        """Whether rows that a grammar holds, which can be in the next step only if it waits, give more tokens
-        a second if it does than all lose by the gap."""
-        rows, held = flight.work.rows, flight.held
-        return held * self.costs.costs.seconds(flight.work) > (2 * rows - held) * self.speculation.gap
 
     # -- who prefills, and how much -----------------------------------------------------------------
 

@@ -243,7 +243,7 @@ class SimBackend:
         pooled = _summed(context, row.pooled) if row.pooled else None
         if row.draw is None:
             return RowResult(scored=scored, pooled=pooled)
-        token = self._draw(context, row.draw, self._allowed(row)[0])
+        token = self._draw(context, row.draw, self._allowed(row, tokens)[0])
         logprobs = None if row.draw.sampling.logprobs is None else (TokenLogprob(token, -1.0),)
         return RowResult((token,), logprobs, scored, pooled=pooled)
 
@@ -253,7 +253,7 @@ class SimBackend:
         if (context == _EMPTY).any():
             return RowResult(error="the row attends a slot that was never written")
         tokens: list[int] = []
-        allowed = self._allowed(row)
+        allowed = self._allowed(row, row.tokens)
         for ahead, draft in enumerate((*row.drafts, None)):
             tokens.append(self._draw(context[: row.start + 1 + ahead], draw, allowed[ahead]))
             if tokens[-1] != draft:
@@ -265,13 +265,13 @@ class SimBackend:
     def _draw(self, context: Hashes, draw: Draw, allowed: Allowed = None) -> int:
         return _sampled(context, draw.sampling, draw.seed, self._vocabulary, draw.banned, allowed)
 
-    def _allowed(self, row: Row) -> list[Allowed]:
+    def _allowed(self, row: Row, tokens: tuple[int, ...]) -> list[Allowed]:
         """The tokens that a grammar allows after the row's own and after each of its drafts."""
-        constraint = None if row.draw is None else row.draw.constraint
-        if constraint is None:
+        held = None if row.draw is None else row.draw.held
+        if held is None:
             return [None] * (1 + len(row.drafts))
         masks = np.zeros((1 + len(row.drafts), -(-self._vocabulary // 32)), np.int32)
-        constraint.fill(masks, row.drafts)
+        held.constraint.fill(masks, held.behind, tokens[-1], row.drafts)
         return [
             np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little")[: self._vocabulary])
             for mask in masks

@@ -101,7 +101,7 @@ class Grammars:
         if matcher.is_error():
             raise _refused(_why(matcher.get_error()))
         first = np.zeros((1, -(-self._tokens.vocab_size // 32)), np.int32)
-        if Grammar(matcher.deep_copy()).fill(first, ()) is not None or not first.any():
+        if Grammar(matcher.deep_copy()).fill(first, 0, 0, ()) is not None or not first.any():
             raise _refused("describes nothing that could be answered, or is too complex to follow")
         with self._lock:
             self.compiled += 1
@@ -117,7 +117,7 @@ class Grammars:
 class Grammar:
     """The `Constraint` of one answer."""
 
-    __slots__ = ("_matcher", "_pending", "_spell", "_trigger")
+    __slots__ = ("_before", "_followed", "_matcher", "_spell", "_taken", "_tokens", "_trigger")
 
     def __init__(
         self,
@@ -130,29 +130,38 @@ class Grammar:
         self._matcher = matcher
         self._trigger = trigger
         self._spell = spell
-        self._pending: list[int] = []  # taken, and not followed yet: that is work for the device's threads
+        self._taken = 0  # tokens of the answer
+        self._tokens: list[int] = []  # that the grammar is to follow, which the device's threads do
+        self._before = 0  # of the answer, tokens in front of these, less what these begin with in their place
+        self._followed: list[int] = []  # so far; the last one may turn out not to have been drawn
 
     @property
     def active(self) -> bool:
         return self._trigger is None
 
     def take(self, tokens: Sequence[int]) -> int:
+        kept = len(tokens)
         if self._trigger is None:
-            self._pending += tokens
-            return len(tokens)
-        for index, token in enumerate(tokens):
-            if (opened := self._trigger.push(token)) is not None and self._opens_with(opened):
-                self._trigger = None
-                return index + 1
-        return len(tokens)
+            self._tokens += tokens
+        else:
+            for index, token in enumerate(tokens):
+                if (opened := self._trigger.push(token)) is not None and self._opens_with(opened):
+                    self._trigger, kept = None, index + 1
+                    self._before = self._taken + kept - len(self._tokens)
+                    break
+        self._taken += kept
+        return kept
 
     def fitting(self, drafts: Sequence[int]) -> int:
         if self._trigger is not None:
             return self._trigger.before(drafts)
-        return self._matcher.validate_tokens(list(drafts)) if self._follow() else 0
+        tokens = self._tokens
+        if tokens and not self._follow(len(tokens), tokens[-1]):
+            return 0
+        return self._matcher.validate_tokens(list(drafts))
 
-    def fill(self, masks: Masks, drafts: Sequence[int]) -> str | None:
-        if not self._follow():
+    def fill(self, masks: Masks, count: int, last: int, drafts: Sequence[int]) -> str | None:
+        if not self._follow(count - self._before, last):
             return "the answer left its grammar"
         matcher, size = self._matcher, masks.shape[1] * masks.itemsize
         followed = 0
@@ -173,15 +182,26 @@ class Grammar:
         spelled = self._spell(text)
         if self._matcher.validate_tokens(spelled) < len(spelled):
             return False
-        self._pending = spelled
+        self._tokens = spelled
         return True
 
-    def _follow(self) -> bool:
-        """Go on with what is pending; whether the grammar allowed all of it."""
-        if self._pending:
-            pending, self._pending = self._pending, []
-            return bool(self._matcher.consume_tokens(pending))
-        return not self._matcher.is_error()
+    def _follow(self, count: int, last: int) -> bool:
+        """Go to where the first `count` tokens lead, a token further nearly always; whether they may be."""
+        matcher, tokens, followed = self._matcher, self._tokens, self._followed
+        undone = 0
+        while followed and not (
+            len(followed) <= count
+            and followed[-1] == (last if len(followed) == count else tokens[len(followed) - 1])
+        ):
+            followed.pop()  # a step was undone, and draws again
+            undone += 1
+        if undone:
+            matcher.rollback(undone)
+        if len(followed) < count:
+            further = [*tokens[len(followed) : count - 1], last]
+            followed += further
+            return bool(matcher.consume_tokens(further))
+        return not matcher.is_error()
 
 
 def grammar_source(rules: str, answer: Format | None) -> str:

@@ -84,7 +84,7 @@ class Adjustments(NamedTuple):
 def is_adjusted(draw: Draw) -> bool:
     """Whether the logits are changed before the draw."""
     sampling = draw.sampling
-    return bool(sampling.logit_bias or draw.banned or sampling.penalised or draw.constraint is not None)
+    return bool(sampling.logit_bias or draw.banned or sampling.penalised or draw.held is not None)
 
 
 def adjustments_of(draws: Sequence[Draw | None]) -> Adjustments | None:
