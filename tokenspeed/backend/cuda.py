@@ -37,6 +37,9 @@ class CudaBackend:
         self.stepper = stepper
         self._capacity = capacity
         self._waiting: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
+        self._unfinished: _Waiting | None = None  # its draws wait for what the step before gives
+        self._running = 0  # steps that are begun and not settled
+        self._last: StepResult | None = None  # of the step that was settled last
         self._closed = False
         self._ended: concurrent.futures.Future[None] = concurrent.futures.Future()
         # A daemon, so that a loop that died without closing does not keep the process alive.
@@ -67,7 +70,14 @@ class CudaBackend:
                 logger.exception("step %d failed", plan.number)
                 future.set_exception(self._failure(plan, error))
             else:
-                self._waiting.put(_Waiting(begun, future))
+                waiting = _Waiting(begun, future)
+                self._running += 1
+                if not begun.waits:
+                    self._waiting.put(waiting)
+                elif self._running > 1:
+                    self._unfinished = waiting
+                else:  # what it waits for is there, and was only not seen yet by who planned it
+                    self._finish(waiting)
         return future
 
     async def close(self) -> None:
@@ -77,6 +87,8 @@ class CudaBackend:
         # Shielded: whoever else closes still waits for the same end.
         await asyncio.shield(asyncio.wrap_future(self._ended))
         self._thread.join()
+        if (unfinished := self._take_unfinished()) is not None and not unfinished.future.done():
+            unfinished.future.set_exception(EngineStoppedError(STOPPED))
         for graphs in self.stepper.graphs:
             graphs.close()
 
@@ -106,12 +118,34 @@ class CudaBackend:
                 failed = error
         if failed is not None:
             logger.error("step %d failed", waiting.begun.plan.number, exc_info=failed)
+        self._running -= 1
+        self._last = result
+        if not self._closed and (unfinished := self._take_unfinished()) is not None:
+            self._finish(unfinished)
         if waiting.future.done():  # cancelled meanwhile
             return
         if failed is not None:
             waiting.future.set_exception(self._failure(waiting.begun.plan, failed))
         elif result is not None:
             waiting.future.set_result(result)
+
+    def _take_unfinished(self) -> _Waiting | None:
+        unfinished, self._unfinished = self._unfinished, None
+        return unfinished
+
+    def _finish(self, waiting: _Waiting) -> None:
+        """Let a step draw, now that it is known what the one before gave."""
+        try:
+            self.stepper.finish(waiting.begun, self._last)
+        except Exception as error:
+            logger.exception("step %d failed", waiting.begun.plan.number)
+            self.stepper.drop(waiting.begun)
+            self._running -= 1
+            self._last = None
+            if not waiting.future.done():
+                waiting.future.set_exception(self._failure(waiting.begun.plan, error))
+        else:
+            self._waiting.put(waiting)
 
     def _failure(self, plan: StepPlan, error: Exception) -> EngineError:
         """What the engine is told of a step that failed: whether it alone did."""

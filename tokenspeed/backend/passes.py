@@ -56,6 +56,7 @@ class Pass:
     step: StepTensors  # its arrays on the device, until another pass of the same network is sent
     few: bool = False  # made by `verify`: a logit after every token
     masked: Masked | None = None
+    rest: Callable[[], None] | None = None  # enqueues the draws, once the tokens that masks need are known
     ranked: dict[int, tuple[Ranked, int]] = field(default_factory=dict)  # by logit; its row there
     scored: list[tuple[Ranked, int]] = field(default_factory=list)  # for each target, in order
     pooled: Tensor | None = None  # float64 [rows that pool, hidden], on its way to the host
@@ -143,7 +144,7 @@ class Passes:
             self.work(shape)
         else:
             graph.replay()
-        self._finish_draws(made, count)
+        self._draw_or_wait(made, lambda: self._finish_draws(made, count))
         return made
 
     def verify(
@@ -205,15 +206,35 @@ class Passes:
             network.forward(step, shape)
         else:
             graph.replay()
-        most = network.bounds.logits
-        for first in range(0, len(draws), most):
-            part = step.logit_rows[first : first + most]
-            self._draw(made, first, network.compute_logits(part, len(part), shape))
-        if len(scored):
-            self._score(made, to_device(scored, network.device), shape)
-        if any(columns.pooled):
-            made.pooled = self._pool(rows)
+
+        def rest() -> None:
+            most = network.bounds.logits
+            for first in range(0, len(draws), most):
+                part = step.logit_rows[first : first + most]
+                self._draw(made, first, network.compute_logits(part, len(part), shape))
+            if len(scored):
+                self._score(made, to_device(scored, network.device), shape)
+            if any(columns.pooled):
+                made.pooled = self._pool(rows)
+
+        self._draw_or_wait(made, rest)
         return made
+
+    def finish(self, made: Pass, tokens: Sequence[int | None]) -> None:
+        """Enqueue the draws of a pass that waits: `tokens` are those that the rows of the plan before gave; a
+        row that follows none of them draws from everything, for nothing."""
+        rest, made.rest = made.rest, None
+        if rest is not None:
+            made.order = made.order._replace(rows=[_known(row, tokens) for row in made.order.rows])
+            rest()
+
+    def _draw_or_wait(self, made: Pass, rest: Callable[[], None]) -> None:
+        """Enqueue the `rest` of a pass, unless a grammar needs tokens that are not on the host yet to say
+        what may be drawn: they come while the device computes the pass."""
+        if any(row.source >= 0 and is_masked(row) for row in made.order.rows):
+            made.rest = rest
+        else:
+            rest()
 
     def work(self, shape: Shape) -> None:
         """What is captured: a step of that shape, up to its hidden states; where it draws after every token,
@@ -301,6 +322,14 @@ class Passes:
             self.own[some],
             self.own[total + first : total + first + len(logits)],
         )
+
+
+def _known(row: Row, tokens: Sequence[int | None]) -> Row:
+    """The row with its token, if it is one that the host did not have, where a grammar needs it."""
+    if row.source < 0 or row.draw is None or not is_masked(row):
+        return row
+    token = tokens[row.source]
+    return row._replace(draw=row.draw._replace(held=None)) if token is None else row._replace(tokens=(token,))
 
 
 def ordered(rows: Sequence[Row], columns: Columns) -> Order:

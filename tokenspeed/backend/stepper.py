@@ -50,7 +50,10 @@ class DraftNetwork(NamedTuple):
 
 @dataclass(slots=True)
 class Begun:
-    """A step that the device has, and what will be read of it."""
+    """A step that the device has, and what will be read of it.
+
+    It `waits` where its draws are not enqueued yet: a grammar needs what the step before gives.
+    """
 
     plan: StepPlan
     started: Mark
@@ -58,8 +61,12 @@ class Begun:
     before: Mark | None  # the end of the step before
     faults: dict[int, str]  # by place in the plan
     made: Pass
-    drawn: NDArray[np.int32]  # [2, logits, as many as were computed]: tokens, statuses
     guesses: Guesses | None
+    drawn: NDArray[np.int32] | None = None  # [2, logits, as many as were computed]: tokens, statuses
+
+    @property
+    def waits(self) -> bool:
+        return self.drawn is None
 
 
 class Stepper:
@@ -150,21 +157,39 @@ class Stepper:
             rows, guesses = self._guesser.guess(rows)
             columns = columns_of(rows)
         made = self._enqueue(rows, columns, sources, guesses)
-        if made.masked is not None:
-            faults |= {made.order.places[at]: fault for at, fault in made.masked.faults.items()}
         self._logit_of = _logits_of(made)
-        drawn = self._returned.fetch(2 * made.logits).reshape(2, made.logits)
-        ended.set()
+        before, self._last_end = self._last_end, ended
+        begun = Begun(plan, started, ended, before, faults, made, guesses)
+        if made.rest is None:
+            self._send_back(begun)
         if guesses is not None and self._guesser is not None and made.few:
             self._guesser.run_ahead(rows, guesses, made, self.passes.own)
-        before, self._last_end = self._last_end, ended
         self._in_flight += 1
-        return Begun(plan, started, ended, before, faults, made, drawn, guesses)
+        return begun
+
+    @torch.inference_mode()
+    def finish(self, begun: Begun, before: StepResult | None) -> None:
+        """Enqueue the draws of a step that waits, once it is known what the one before gave (or nothing)."""
+        rows = () if before is None else before.rows
+        tokens = [row.tokens[-1] if row.tokens else None for row in rows]
+        missing = max((row.source for row in begun.plan.rows), default=-1) + 1 - len(tokens)
+        self.passes.finish(begun.made, tokens + [None] * missing)
+        self._send_back(begun)
+
+    def _send_back(self, begun: Begun) -> None:
+        """Enqueue what the host will read, behind the draws."""
+        made = begun.made
+        if made.masked is not None:
+            begun.faults |= {made.order.places[at]: fault for at, fault in made.masked.faults.items()}
+        begun.drawn = self._returned.fetch(2 * made.logits).reshape(2, made.logits)
+        begun.ended.set()
 
     def end(self, begun: Begun) -> StepResult:
         """What the step gave, after `begun.ended.wait()`."""
         self._in_flight -= 1
         made = begun.made
+        if begun.drawn is None:
+            raise RuntimeError(f"step {begun.plan.number} was not finished")
         tokens, statuses = begun.drawn[:, : len(made.draws)].tolist()
         asked = made.ranked or made.scored or made.pooled is not None
         if made.counts == [1] * len(tokens) and not (asked or any(statuses)):
