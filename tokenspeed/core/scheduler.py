@@ -165,6 +165,7 @@ class Scheduler:
             if sequence.epoch != epoch:
                 continue  # it ended, or was preempted, while the step ran
             sequence.computed += len(row.tokens)
+            free = not sequence.held
             given = take_allowed(sequence, given)
             held = take_drafts(sequence, given) if len(given.tokens) > 1 else 0
             drafts_held += held
@@ -178,7 +179,7 @@ class Scheduler:
                 take_asked(sequence, row, given, events)
             if (ending := take_token(sequence, row, given, held, events)) is not None:
                 events.append((sequence, self._finish(sequence, ending)))
-            elif sequence.in_flight and sequence.held:  # it has become so with this very token
+            elif free and sequence.in_flight and sequence.held:  # it has become so with this very token
                 sequence.recall()
             learns = sequence.speculates and (sequence.prospects is not None or speculation.takes_more)
             if learns and row.draw is not None and sequence.epoch == epoch:
