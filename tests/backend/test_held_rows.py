@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 from tokenspeed.backend.cuda import CudaBackend
-from tokenspeed.backend.masks import words_of
 from tokenspeed.backend.stepper import Stepper
-from tokenspeed.core.constraint import Masks
+from tokenspeed.core.constraint import Masks, one_by_one
 from tokenspeed.core.plan import Capacity, Draw, Held, Row, StepPlan, StepResult
 from tokenspeed.core.request import Sampling
 from tokenspeed.model.cuda.network import Bounds
@@ -26,6 +25,7 @@ class Stride:
     """Behind a token only those may follow that are `step` more, or a multiple of it."""
 
     active = True
+    filler = staticmethod(one_by_one)
 
     def __init__(self, vocab: int, step: int = 7) -> None:
         self.vocab, self.step = vocab, step
@@ -43,7 +43,7 @@ class Stride:
     def fill(self, masks: Masks, count: int, last: int, drafts: Sequence[int]) -> str | None:
         self.asked.append((count, last))
         for row, token in zip(masks, (last if count else 0, *drafts), strict=True):
-            bits = np.zeros(32 * words_of(self.vocab), np.uint8)
+            bits = np.zeros(32 * len(row), np.uint8)
             bits[self.allowed(token)] = 1
             row[:] = np.packbits(bits, bitorder="little").view(np.int32)
         return None

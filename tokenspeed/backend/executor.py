@@ -86,7 +86,7 @@ class Executor:
         logits, pooled = self._forward(layout.batch, rows)
         draws = [draw for row in rows for draw in draws_of(row)]
         numbers, masks, refused = filling.result() if filling is not None else NO_MASKS
-        drawn = iter(sample(logits[: layout.drawn], draws, dict(zip(numbers, masks, strict=True))))
+        drawn = iter(sample(logits[: layout.drawn], draws, {number: masks[number] for number in numbers}))
         scored = iter(_scores(logits[layout.drawn :], rows))
         sums = iter(pooled)
         results = []
@@ -106,7 +106,7 @@ class Executor:
             return None
         counts = [0 if row.draw is None else 1 + len(row.drafts) for row in rows]
         firsts = list(accumulate(counts, initial=0))
-        return self._masking.submit(fill_masks, rows, firsts, self._vocab_size)
+        return self._masking.submit(fill_masks, rows, firsts, firsts[-1], self._vocab_size)
 
     def _forward(self, batch: Batch, rows: Sequence[Row]) -> tuple[Tensor, list[Vector]]:
         """The logits, and the sum of hidden states of each row that pools some."""

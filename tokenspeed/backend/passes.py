@@ -15,7 +15,7 @@ from torch import Tensor
 from gpu.table import Ops
 from tokenspeed.backend.graphs import Graphs
 from tokenspeed.backend.marks import Mark
-from tokenspeed.backend.masks import ALL, Masked, fill_masks, is_masked, words_of
+from tokenspeed.backend.masks import Masked, fill_masks, is_masked
 from tokenspeed.backend.packing import Columns, Guessed, Packed, Packer
 from tokenspeed.backend.results import draws_of
 from tokenspeed.core.constraint import Masks
@@ -301,12 +301,9 @@ class Passes:
         if made.masked is None:
             if not any(map(is_masked, made.order.rows)):
                 return None
-            made.masked = fill_masks(made.order.rows, made.firsts, self.network.spec.vocab_size)
-        masks = np.full((count, words_of(self.network.spec.vocab_size)), ALL, np.int32)
-        for number, mask in zip(made.masked.numbers, made.masked.masks, strict=True):
-            if first <= number < first + count:
-                masks[number - first] = mask
-        return masks
+            rows, vocab = made.order.rows, self.network.spec.vocab_size
+            made.masked = fill_masks(rows, made.firsts, len(made.draws), vocab)
+        return made.masked.masks[first : first + count]
 
     def _sample(self, logits: Tensor, step: StepTensors, first: int, total: int) -> None:
         """Enqueue the draws themselves, of a pass with `total` logits."""

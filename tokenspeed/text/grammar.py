@@ -6,17 +6,18 @@ Masks are exact: of what they allow, some continuation is an answer that the gra
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from threading import Lock
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
+from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 from llguidance.gbnf_to_lark import any_to_lark
 
-from tokenspeed.core.constraint import Masks
+from tokenspeed.core.constraint import Filler, Filling, Masks, one_by_one
 from tokenspeed.errors import RequestError
 from tokenspeed.text.formats import AnyJson, Choices, Format, JsonSchema, Lark, Regex
 from tokenspeed.text.tokenizer import Tokenizer
@@ -34,6 +35,9 @@ LIMITS = LLParserLimits(
     max_lexer_states=50_000,
     verbose_errors=False,
 )
+LOST = "the answer left its grammar"
+TOO_COMPLEX = "the grammar is too complex to follow here"
+MOST_THREADS = 8  # that fill masks
 # Of the library's messages, what names the schema's fault.
 UNIMPLEMENTED = re.compile(r"Unimplemented keys: (\[.*\])")
 
@@ -65,6 +69,8 @@ class Grammars:
         self._table = tokenizer.table(skip_special=False)
         special = {self._table[token]: token for token in tokenizer.special_ids if self._table[token]}
         self._special = sorted(special.items(), key=lambda item: len(item[0]), reverse=True)
+        # Half of the cores at most: where the device is the CPU, it computes meanwhile.
+        self._executor = LLExecutor(max(1, min(MOST_THREADS, (os.cpu_count() or 1) // 2)))
         self._kept: OrderedDict[str, LLMatcher] = OrderedDict()
         self._chars = 0
         self._lock = Lock()
@@ -76,8 +82,8 @@ class Grammars:
         followed; a new one takes milliseconds to compile, so not in the loop."""
         matcher = self._compiled(source)
         if trigger is None:
-            return lambda: Grammar(matcher.deep_copy())
-        return lambda: Grammar(matcher.deep_copy(), trigger(), self._spell)
+            return lambda: Grammar(matcher.deep_copy(), filler=self.fill)
+        return lambda: Grammar(matcher.deep_copy(), trigger(), self._spell, self.fill)
 
     def _spell(self, text: bytes) -> list[int]:
         """Tokens that stand for `text`, which may begin with the spelling of a special token."""
@@ -85,6 +91,33 @@ class Grammars:
         if first is None:
             return self._tokens.tokenize_bytes(text)
         return [first, *self._tokens.tokenize_bytes(text.removeprefix(self._table[first]))]
+
+    def fill(self, masks: Masks, fillings: Sequence[Filling]) -> list[str | None]:
+        """The `Filler` of all grammars made here: on threads of the library's, without the interpreter."""
+        grammars = [cast(Grammar, filling.constraint) for filling in fillings]
+        further = [
+            grammar.follow(filling.behind, filling.last)
+            for grammar, filling in zip(grammars, fillings, strict=True)
+        ]
+        ones = [(g.matcher, new[0]) for g, new in zip(grammars, further, strict=True) if len(new) == 1]
+        if ones:
+            self._executor.consume_token_par(ones)
+        for grammar, new in zip(grammars, further, strict=True):
+            if len(new) > 1:
+                grammar.matcher.consume_tokens(new)
+        lost = [grammar.matcher.is_error() for grammar in grammars]
+        alive = [(g.matcher, f) for g, f, gone in zip(grammars, fillings, lost, strict=True) if not gone]
+        size = masks.shape[1] * masks.itemsize
+        if plain := [(matcher, filling.first) for matcher, filling in alive if not filling.drafts]:
+            self._executor.unsafe_compute_mask_ptr(plain, masks.ctypes.data, size, len(masks))
+        if drafted := [(matcher, f.first, list(f.drafts)) for matcher, f in alive if f.drafts]:
+            self._executor.unsafe_compute_mask_ptr_with_draft_token(
+                drafted, masks.ctypes.data, size, len(masks)
+            )
+        return [
+            LOST if gone else TOO_COMPLEX if grammar.matcher.is_error() else None
+            for grammar, gone in zip(grammars, lost, strict=True)
+        ]
 
     def knows(self, source: str) -> bool:
         """Whether `follow` would have it at once."""
@@ -117,17 +150,19 @@ class Grammars:
 class Grammar:
     """The `Constraint` of one answer."""
 
-    __slots__ = ("_before", "_followed", "_matcher", "_spell", "_taken", "_tokens", "_trigger")
+    __slots__ = ("_before", "_followed", "_spell", "_taken", "_tokens", "_trigger", "filler", "matcher")
 
     def __init__(
         self,
         matcher: LLMatcher,
         trigger: Trigger | None = None,
         spell: Callable[[bytes], list[int]] = lambda text: [],
+        filler: Filler = one_by_one,
     ) -> None:
         """It holds from the first token on, or from where the trigger says; `spell` gives the tokens of what
-        it follows first then."""
-        self._matcher = matcher
+        it follows first then. `matcher` is its own."""
+        self.matcher = matcher
+        self.filler = filler
         self._trigger = trigger
         self._spell = spell
         self._taken = 0  # tokens of the answer
@@ -155,20 +190,22 @@ class Grammar:
     def fitting(self, drafts: Sequence[int]) -> int:
         if self._trigger is not None:
             return self._trigger.before(drafts)
-        tokens = self._tokens
-        if tokens and not self._follow(len(tokens), tokens[-1]):
-            return 0
-        return self._matcher.validate_tokens(list(drafts))
+        tokens, matcher = self._tokens, self.matcher
+        if tokens and (further := self._further(len(tokens), tokens[-1])):
+            matcher.consume_tokens(further)
+        return 0 if matcher.is_error() else matcher.validate_tokens(list(drafts))
 
     def fill(self, masks: Masks, count: int, last: int, drafts: Sequence[int]) -> str | None:
-        if not self._follow(count - self._before, last):
-            return "the answer left its grammar"
-        matcher, size = self._matcher, masks.shape[1] * masks.itemsize
+        matcher, size = self.matcher, masks.shape[1] * masks.itemsize
+        if further := self.follow(count, last):
+            matcher.consume_tokens(further)
+        if matcher.is_error():
+            return LOST
         followed = 0
         for row, draft in zip(masks, (*drafts, -1), strict=True):
             matcher.unsafe_compute_mask_ptr(row.ctypes.data, size)
             if matcher.is_error():
-                return "the grammar is too complex to follow here"
+                return TOO_COMPLEX
             # What comes after a forbidden draft is never drawn.
             if draft < 0 or matcher.try_consume_tokens([draft]) < 1:
                 break
@@ -177,17 +214,21 @@ class Grammar:
             matcher.rollback(followed)
         return None
 
+    def follow(self, count: int, last: int) -> list[int]:
+        """What the matcher is to consume to be behind the first `count` tokens, which end with `last`."""
+        return self._further(count - self._before, last)
+
     def _opens_with(self, text: bytes) -> bool:
         """Whether the grammar can begin so, and then it does; else this was no opener."""
         spelled = self._spell(text)
-        if self._matcher.validate_tokens(spelled) < len(spelled):
+        if self.matcher.validate_tokens(spelled) < len(spelled):
             return False
         self._tokens = spelled
         return True
 
-    def _follow(self, count: int, last: int) -> bool:
-        """Go to where the first `count` tokens lead, a token further nearly always; whether they may be."""
-        matcher, tokens, followed = self._matcher, self._tokens, self._followed
+    def _further(self, count: int, last: int) -> list[int]:
+        """Those behind which the matcher is, up to the first `count` of `_tokens`: one nearly always."""
+        tokens, followed = self._tokens, self._followed
         undone = 0
         while followed and not (
             len(followed) <= count
@@ -196,12 +237,10 @@ class Grammar:
             followed.pop()  # a step was undone, and draws again
             undone += 1
         if undone:
-            matcher.rollback(undone)
-        if len(followed) < count:
-            further = [*tokens[len(followed) : count - 1], last]
-            followed += further
-            return bool(matcher.consume_tokens(further))
-        return not matcher.is_error()
+            self.matcher.rollback(undone)
+        further = [*tokens[len(followed) : count - 1], last] if len(followed) < count else []
+        followed += further
+        return further
 
 
 def grammar_source(rules: str, answer: Format | None) -> str:
