@@ -20,7 +20,7 @@ ODD: dict[str, Any] = {"type": "object", "properties": {"a": {"type": "odd"}}}
 GREEDY = {"temperature": 0.0}
 
 
-class Weather(BaseModel):
+class Weather(BaseModel, extra="forbid"):
     """The weather in a city."""
 
     city: Literal["Paris", "Rome"]
@@ -53,7 +53,9 @@ def test_the_model_is_listed_and_found_by_every_name(client: Anthropic) -> None:
 
 
 def test_a_message_that_was_cut_says_so_and_counts_its_tokens(client: Anthropic) -> None:
-    message = client.messages.create(model=MODEL, messages=ASKED, max_tokens=5, system="Be brief.")
+    message = client.messages.create(
+        model=MODEL, messages=ASKED, max_tokens=5, system="Be brief.", extra_body=GREEDY
+    )
     (block,) = message.content
     assert block.type == "text"
     assert block.text
@@ -116,6 +118,7 @@ def test_a_forced_call_fits_its_schema_and_its_result_goes_back(client: Anthropi
         tools=[WEATHER],
         tool_choice={"type": "none"},
         max_tokens=8,
+        extra_body=GREEDY,
     )
     assert [block.type for block in second.content] == ["text"]
 

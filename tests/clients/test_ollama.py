@@ -17,7 +17,7 @@ ASKED = [{"role": "user", "content": "Write a function that adds two numbers."}]
 GREEDY = {"temperature": 0, "num_predict": 16}
 
 
-class Weather(BaseModel):
+class Weather(BaseModel, extra="forbid"):
     """The weather in a city."""
 
     city: Literal["Paris", "Rome"]
@@ -50,7 +50,7 @@ def test_the_model_is_listed_running_and_shown_with_what_it_can(client: Client) 
     assert model.model is not None
     assert model.model.partition(":")[0] == MODEL
     assert model.size
-    assert [each.model for each in client.ps().models][0] == model.model
+    assert next(iter(client.ps().models)).model == model.model
     shown = client.show(model.model)
     assert shown.modelinfo is not None
     assert [size for name, size in shown.modelinfo.items() if name.endswith(".context_length")] == [CONTEXT]
@@ -58,7 +58,7 @@ def test_the_model_is_listed_running_and_shown_with_what_it_can(client: Client) 
 
 
 def test_a_chat_that_was_cut_says_so_and_counts_its_tokens(client: Client) -> None:
-    answer = client.chat(MODEL, ASKED, options={"num_predict": 5})
+    answer = client.chat(MODEL, ASKED, options={**GREEDY, "num_predict": 5})
     assert answer.message.content
     assert (answer.done, answer.done_reason, answer.eval_count) == (True, "length", 5)
     assert answer.prompt_eval_count
@@ -107,8 +107,8 @@ def test_calls_and_results_that_a_client_sends_are_read(client: Client) -> None:
         ollama.Message(role="assistant", content="", tool_calls=[call]),
         {"role": "tool", "tool_name": "weather", "content": weather("Rome")},
     ]
-    told = client.chat(MODEL, messages, tools=[weather], options={"num_predict": 8})
-    without = client.chat(MODEL, ASKED, tools=[weather], options={"num_predict": 8})
+    told = client.chat(MODEL, messages, tools=[weather], options=GREEDY)
+    without = client.chat(MODEL, ASKED, tools=[weather], options=GREEDY)
     assert told.message.content or told.message.tool_calls
     assert (told.prompt_eval_count or 0) > (without.prompt_eval_count or 0)
 

@@ -20,7 +20,7 @@ ASKED: list[ChatCompletionMessageParam] = [
 ]
 
 
-class Weather(BaseModel):
+class Weather(BaseModel, extra="forbid"):
     """The weather in a city."""
 
     city: Literal["Paris", "Rome"]
@@ -50,7 +50,7 @@ def test_the_model_is_listed_and_found_by_every_name(client: OpenAI) -> None:
 
 
 def test_a_chat_ends_where_it_was_told_and_counts_its_tokens(client: OpenAI) -> None:
-    answer = client.chat.completions.create(model=MODEL, messages=ASKED, max_tokens=5)
+    answer = client.chat.completions.create(model=MODEL, messages=ASKED, max_tokens=5, temperature=0)
     (choice,) = answer.choices
     assert choice.finish_reason == "length"
     assert choice.message.content
@@ -108,7 +108,12 @@ def test_a_forced_call_fits_its_schema_and_its_answer_goes_back(client: OpenAI, 
     Weather.model_validate_json(call.function.arguments)
     result: ChatCompletionMessageParam = {"role": "tool", "tool_call_id": call.id, "content": "sunny"}
     second = client.chat.completions.create(
-        model=MODEL, messages=[*ASKED, message, result], tools=[WEATHER], tool_choice="none", max_tokens=8
+        model=MODEL,
+        messages=[*ASKED, message, result],
+        tools=[WEATHER],
+        tool_choice="none",
+        max_tokens=8,
+        temperature=0,
     )
     assert second.choices[0].message.tool_calls is None
     assert second.choices[0].message.content
@@ -156,7 +161,7 @@ def test_an_answer_that_was_cut_is_told_as_such_by_parse(client: OpenAI) -> None
 
 def test_log_probabilities_of_a_chat_belong_to_its_text(client: OpenAI) -> None:
     answer = client.chat.completions.create(
-        model=MODEL, messages=ASKED, max_tokens=6, logprobs=True, top_logprobs=2
+        model=MODEL, messages=ASKED, max_tokens=6, temperature=0, logprobs=True, top_logprobs=2
     )
     scores = answer.choices[0].logprobs
     assert scores is not None

@@ -16,7 +16,7 @@ from tests.clients.conftest import CONTEXT, MODEL, Server
 ASKED = "Write a function that adds two numbers."
 
 
-class Weather(BaseModel):
+class Weather(BaseModel, extra="forbid"):
     """The weather in a city."""
 
     city: Literal["Paris", "Rome"]
@@ -41,7 +41,7 @@ async def aclient(server: Server) -> AsyncIterator[AsyncOpenAI]:
 
 
 def test_a_response_that_was_cut_says_so_and_counts_its_tokens(client: OpenAI) -> None:
-    answer = client.responses.create(model=MODEL, input=ASKED, max_output_tokens=5)
+    answer = client.responses.create(model=MODEL, input=ASKED, max_output_tokens=5, temperature=0)
     assert answer.status == "incomplete"
     assert answer.incomplete_details is not None
     assert answer.incomplete_details.reason == "max_output_tokens"
@@ -66,7 +66,9 @@ def test_a_streamed_response_is_the_one_that_is_kept(client: OpenAI) -> None:
 
 
 async def test_the_async_client_streams_events_of_one_response(aclient: AsyncOpenAI) -> None:
-    stream = await aclient.responses.create(model=MODEL, input=ASKED, max_output_tokens=8, stream=True)
+    stream = await aclient.responses.create(
+        model=MODEL, input=ASKED, max_output_tokens=8, temperature=0, stream=True
+    )
     kinds = [event.type async for event in stream]
     assert kinds[0] == "response.created"
     assert kinds.count("response.output_text.done") == 1
@@ -109,6 +111,7 @@ def test_a_forced_call_is_parsed_and_its_output_goes_on_from_the_stored_response
         tools=[WEATHER],
         tool_choice="none",
         max_output_tokens=8,
+        temperature=0,
     )
     assert second.previous_response_id == first.id
     assert second.output_text
@@ -118,7 +121,7 @@ def test_a_forced_call_is_parsed_and_its_output_goes_on_from_the_stored_response
 
 
 def test_a_call_and_its_output_can_be_sent_back_without_the_store(client: OpenAI) -> None:
-    asked = {"model": MODEL, "tools": [WEATHER], "max_output_tokens": 100, "store": False}
+    asked = {"model": MODEL, "tools": [WEATHER], "max_output_tokens": 100, "temperature": 0, "store": False}
     first = client.responses.create(**asked, input=ASKED, tool_choice="required", parallel_tool_calls=False)
     calls = [item for item in first.output if item.type == "function_call"]
     results = [{"type": "function_call_output", "call_id": call.call_id, "output": "sunny"} for call in calls]
