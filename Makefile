@@ -1,18 +1,21 @@
 # make serve    a server on 127.0.0.1:8000 with the built-in model (ARGS="--port 9000 path/to/model" for more)
 # make test     what CI runs: format, lint, types, tests
-# Both set up .venv first; nothing is installed outside of it.
+# Both set up .venv first; nothing is installed outside of this folder. With npm, tests have JavaScript's clients as
+# well; `make test NPM=` leaves them out.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 MINIMUM := 3.11
+NPM := $(shell command -v npm)
+JS := tests/clients_js
 
 .PHONY: serve test fix clean
 
 serve: $(VENV)/served
 	@$(BIN)/tokenspeed serve $(ARGS)
 
-test: $(VENV)/tested
+test: $(VENV)/tested $(if $(NPM),$(JS)/node_modules/installed)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -23,7 +26,7 @@ fix: $(VENV)/tested
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis $(JS)/node_modules
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; need = tuple(map(int, "$(MINIMUM)".split("."))); sys.exit(sys.version_info < need)' \
@@ -39,3 +42,7 @@ $(VENV)/served: pyproject.toml | $(BIN)/python
 $(VENV)/tested: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev]'
 	@touch $@ $(VENV)/served
+
+$(JS)/node_modules/installed: $(JS)/package-lock.json
+	$(NPM) ci --prefix $(JS) --ignore-scripts --no-audit --no-fund
+	@touch $@

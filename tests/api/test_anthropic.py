@@ -8,6 +8,7 @@ import json
 import anthropic
 import pytest
 from anthropic import AsyncAnthropic
+from anthropic.types import ThreadUnsupportedRequestError
 
 from tests.api.anthropic_shapes import COUNT, ERROR, MODEL, checked, checked_events, checked_message, told
 from tokenspeed.api.options import KeyOptions, ServerOptions
@@ -167,6 +168,12 @@ async def test_a_count_is_what_the_message_would_have(claude, fields):
     count = await claude.messages.count_tokens(**asked)
     answer = await claude.messages.create(**asked, max_tokens=1)
     assert count.input_tokens == answer.usage.input_tokens + answer.usage.cache_read_input_tokens
+
+
+async def test_a_client_that_would_have_its_conversation_kept_is_told_to_send_it_whole(claude):
+    thread = claude.beta.messages.thread(model="local", max_tokens=1, messages=HI)
+    with pytest.raises(ThreadUnsupportedRequestError, match="send the whole of it"):
+        await thread.send()
 
 
 async def test_a_count_is_of_the_clients_type_and_runs_nothing(server):

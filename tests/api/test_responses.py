@@ -385,3 +385,18 @@ async def test_an_empty_input_warms_the_server_up(server, given, stream):
     answer = await server.post(PATH, {"input": given, "max_output_tokens": 1, "stream": stream})
     assert answer.status == 200
     assert messages_of(heard[0]) == [("user", "")]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"instructions": "Be brief."}, {"tools": [{"type": "function", "name": "f", "parameters": {}}]}],
+)
+async def test_a_count_is_what_the_response_would_have(talking, fields):
+    async with talking("Hello", "Hello") as (_, client):
+        before = await client.responses.create(model="local", input="hi")
+        asked = {"model": "local", "input": "and now?", "previous_response_id": before.id, **fields}
+        counted = await client.responses.input_tokens.count(**asked)
+        answer = await client.responses.create(**asked, max_output_tokens=1)
+        assert counted.input_tokens == answer.usage.input_tokens > before.usage.total_tokens
+        with pytest.raises(openai.NotFoundError):
+            await client.responses.input_tokens.count(**{**asked, "model": "other"})

@@ -18,6 +18,7 @@ from tokenspeed.api.anthropic_types import MessagesRequest
 from tokenspeed.api.body import parse
 from tokenspeed.api.disconnect import unless_gone
 from tokenspeed.api.endpoint import Asking, Job, Service, new_id, read_request
+from tokenspeed.api.error_shapes import THREAD_UNSUPPORTED
 from tokenspeed.api.keys import Caller
 from tokenspeed.api.response_format import as_schema
 from tokenspeed.api.tools import check_count, read_tool, tool_use, wrong
@@ -80,6 +81,12 @@ def _neutral(asked: MessagesRequest, caller: Caller) -> GenerationRequest:
     Agents ask for as many tokens as hosted models have, and read off the stop reason what it came to. None at
     all is to remember the prompt for the requests that follow.
     """
+    if asked.thread is not None:  # ignored, the next request would have nothing but its own part
+        raise RequestError(
+            "thread is not supported: no conversation is kept here; send the whole of it without thread",
+            param="thread",
+            code=THREAD_UNSUPPORTED,
+        )
     tools = _tools(asked)
     return GenerationRequest(
         id=new_id("msg_"),

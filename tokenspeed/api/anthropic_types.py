@@ -114,3 +114,4 @@ class MessagesRequest(msgspec.Struct, kw_only=True):
     thinking: dict[str, Any] | None = None
     output_config: OutputConfig | None = None
     output_format: dict[str, Any] | None = None  # the older place of `output_config.format`
+    thread: dict[str, Any] | None = None  # which conversation, kept by the server, this goes on with

@@ -31,7 +31,7 @@ from tokenspeed.api.ollama_routes import ollama_routes
 from tokenspeed.api.options import KeyOptions, ServerOptions
 from tokenspeed.api.pace import Pace
 from tokenspeed.api.responses import ResponsesDialect, is_slow
-from tokenspeed.api.responses_routes import StoredResponsesEndpoint
+from tokenspeed.api.responses_routes import InputTokensEndpoint, StoredResponsesEndpoint
 from tokenspeed.api.responses_store import ResponseStore
 from tokenspeed.api.timeline import TimelineEndpoint
 from tokenspeed.engine.timeline import Timeline
@@ -61,11 +61,12 @@ def create_app(
     pace = Pace()
     service = Service(generator, model, options, pace)
     embeddings = EmbeddingsEndpoint(embedder, model, options, pace)
+    responses = ResponsesDialect(store)
     endpoints: list[tuple[str, Endpoint[Any]]] = [
         ("/chat/completions", Endpoint(ChatDialect(), service)),
         ("/completions", Endpoint(CompletionDialect(), service)),
         ("/messages", Endpoint(MessagesDialect(model.max_context), service)),
-        ("/responses", Endpoint(ResponsesDialect(store), service, slow=is_slow)),
+        ("/responses", Endpoint(responses, service, slow=is_slow)),
     ]
     endpoints += [
         ("/completion", Endpoint(LlamaCompletionDialect(generator.wording), service)),
@@ -76,6 +77,7 @@ def create_app(
         *(Route(path, endpoint.create, methods=["POST"]) for path, endpoint in endpoints),
         Route("/embeddings", embeddings.create, methods=["POST"]),
         Route("/messages/count_tokens", CountTokensEndpoint(service).create, methods=["POST"]),
+        Route("/responses/input_tokens", InputTokensEndpoint(responses, service).create, methods=["POST"]),
         *StoredResponsesEndpoint(store).routes(),
         *AnthropicModelsEndpoint(model, ModelsEndpoint(model)).routes(),
         *LlamaTools(model, service).routes(),

@@ -48,10 +48,16 @@ _ANTHROPIC_TYPES = {
 }
 
 
+# The code at which Anthropic's clients send a conversation as a whole instead of going on with a kept one.
+THREAD_UNSUPPORTED = "thread_unsupported_request"
+
+
 def anthropic_error(problem: Problem) -> bytes:
-    """`{"type": "error", "error": {type, message}}`."""
+    """`{"type": "error", "error": {type, message}}`, with `details` where a client acts on them."""
     kind = _ANTHROPIC_TYPES.get(problem.status, "invalid_request_error")
-    error = {"type": kind, "message": _too_long(problem) or problem.message}
+    error: dict[str, Any] = {"type": kind, "message": _too_long(problem) or problem.message}
+    if problem.code == THREAD_UNSUPPORTED:
+        error["details"] = {"error_code": problem.code}
     return orjson.dumps({"type": "error", "error": error})
 
 

@@ -23,8 +23,8 @@ from tokenspeed.api.ollama_types import Named
 from tokenspeed.errors import NotFoundError, RequestError
 from tokenspeed.generation.wording import Wording
 
-# Clients look here for what they can ask for; these routes are those of this version.
-OLLAMA_VERSION = "0.12.11"
+# Clients look here for what they can ask for: Codex wants 0.13.4, which had responses first.
+OLLAMA_VERSION = "0.13.5"
 LATEST = ":latest"  # the tag of a model that is named without one
 FAR_OFF = "2318-01-01T00:00:00Z"  # when a model that stays loaded is unloaded
 MANAGING = ("create", "copy", "delete", "push", "blobs/{digest}")

@@ -1,4 +1,5 @@
-"""What is kept of responses: to read again, to list what they answer, to let go of."""
+"""What there is beside responses: those that are kept, to read again, to list what they answer, to let go of;
+and a count of what one would have to read."""
 
 from __future__ import annotations
 
@@ -11,10 +12,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from tokenspeed.api.keys import caller_of
+from tokenspeed.api.body import parse
+from tokenspeed.api.disconnect import unless_gone
+from tokenspeed.api.endpoint import Asking, Service, read_request
+from tokenspeed.api.keys import Caller, caller_of
+from tokenspeed.api.responses import ResponsesDialect, is_slow
 from tokenspeed.api.responses_store import Record, ResponseStore
 from tokenspeed.api.tools import wrong
 from tokenspeed.errors import NotFoundError, RequestError
+from tokenspeed.generation.request import GenerationRequest
 
 MOST_LISTED = 100
 
@@ -79,6 +85,24 @@ class StoredResponsesEndpoint:
         if record is None:
             raise _not_found(response_id)
         return record
+
+
+class InputTokensEndpoint:
+    """`POST /responses/input_tokens`: how many tokens the prompt of a response would have."""
+
+    def __init__(self, dialect: ResponsesDialect, service: Service) -> None:
+        self._dialect = dialect
+        self._service = service
+
+    async def create(self, http: Request) -> Response:
+        request, _ = await read_request(http, self._service, self._read, slow=is_slow)
+        count = await unless_gone(http.receive, self._service.generator.count(request))
+        return _json({"object": "response.input_tokens", "input_tokens": count})
+
+    def _read(self, body: bytes, caller: Caller) -> GenerationRequest:
+        asked = parse(body, self._dialect.decoder)
+        model = self._service.model.resolve(asked.model)
+        return self._dialect.read(asked, Asking(body, model, caller)).request
 
 
 def _page(items: Sequence[Mapping[str, Any]], after: str | None, limit: int) -> dict[str, Any]:
