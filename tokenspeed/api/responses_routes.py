@@ -9,9 +9,12 @@ from typing import Any
 import orjson
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
-from tokenspeed.api.keys import caller_of
+from tokenspeed.api.body import parse
+from tokenspeed.api.disconnect import unless_gone
+from tokenspeed.api.endpoint import Asking, Job, Service, read_request
+from tokenspeed.api.keys import Caller, caller_of
+from tokenspeed.api.responses import ResponsesDialect, is_slow
 from tokenspeed.api.responses_store import Record, ResponseStore
 from tokenspeed.api.tools import wrong
 from tokenspeed.errors import NotFoundError, RequestError
@@ -19,19 +22,28 @@ from tokenspeed.errors import NotFoundError, RequestError
 MOST_LISTED = 100
 
 
+class CountInputEndpoint:
+    """Counts what the input of a response would have, whatever it goes on from included."""
+
+    def __init__(self, dialect: ResponsesDialect, service: Service) -> None:
+        self._dialect = dialect
+        self._service = service
+
+    async def create(self, http: Request) -> Response:
+        job, _ = await read_request(http, self._service, self._read, slow=is_slow)
+        count = await unless_gone(http.receive, self._service.generator.count(job.request))
+        return _json({"object": "response.input_tokens", "input_tokens": count})
+
+    def _read(self, body: bytes, caller: Caller) -> Job:
+        asked = parse(body, self._dialect.decoder)
+        return self._dialect.read(asked, Asking(body, self._service.model.resolve(asked.model), caller))
+
+
 class StoredResponsesEndpoint:
     """To each account its own. Without a `store` there are none."""
 
     def __init__(self, store: ResponseStore | None) -> None:
         self._store = store
-
-    def routes(self) -> list[Route]:
-        return [
-            Route("/responses/{id}", self.get_one, methods=["GET"]),
-            Route("/responses/{id}", self.delete, methods=["DELETE"]),
-            Route("/responses/{id}/input_items", self.input_items, methods=["GET"]),
-            Route("/responses/{id}/cancel", self.cancel, methods=["POST"]),
-        ]
 
     async def get_one(self, http: Request) -> Response:
         if http.query_params.get("stream", "").lower() == "true":
