@@ -14,6 +14,7 @@ import orjson
 
 from tokenspeed.api.error_shapes import anthropic_error
 from tokenspeed.api.errors import problem_of
+from tokenspeed.api.media import SSE
 from tokenspeed.generation.outputs import (
     CallDelta,
     CallStart,
@@ -59,7 +60,7 @@ class Terms:
 class MessageWriter:
     """Writes a message: a piece of text costs little beyond its own encoding."""
 
-    media_type = "text/event-stream"
+    media_type = SSE
 
     def __init__(self, terms: Terms) -> None:
         self._terms = terms

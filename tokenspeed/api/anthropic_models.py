@@ -11,7 +11,6 @@ from typing import Any
 import orjson
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from tokenspeed.api.error_shapes import ANTHROPIC_VERSION
 from tokenspeed.api.models import ModelsEndpoint, ServedModel
@@ -23,9 +22,6 @@ class AnthropicModelsEndpoint:
     def __init__(self, model: ServedModel, others: ModelsEndpoint) -> None:
         self._model = model
         self._others = others
-
-    def routes(self) -> list[Route]:
-        return [Route("/models", self.list_all), Route("/models/{id:path}", self.get_one)]
 
     async def list_all(self, http: Request) -> Response:
         """One page, whatever page was asked for: there is no other."""

@@ -8,7 +8,6 @@ import orjson
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
-from starlette.routing import Route
 
 from tokenspeed import __version__
 
@@ -19,15 +18,6 @@ class HealthEndpoint:
     def __init__(self, registry: CollectorRegistry, ready: Callable[[], bool]) -> None:
         self._registry = registry
         self._ready = ready
-
-    def routes(self) -> list[Route]:
-        return [
-            Route("/", self.root),
-            Route("/health", self.health),
-            Route("/ready", self.ready),
-            Route("/metrics", self.metrics),
-            Route("/version", self.version),
-        ]
 
     async def root(self, _: Request) -> Response:
         return PlainTextResponse("TokenSpeed is running\n")

@@ -10,6 +10,7 @@ import orjson
 
 from tokenspeed.api.error_shapes import llamacpp_error
 from tokenspeed.api.errors import problem_of
+from tokenspeed.api.media import SSE
 from tokenspeed.api.sse import PING
 from tokenspeed.generation.outputs import Delta, Ended, Output, Usage, Whole
 from tokenspeed.generation.text import Alternative, ScoredToken
@@ -37,7 +38,7 @@ class Terms:
 class LlamaWriter:
     """Writes one answer, which may have several choices."""
 
-    media_type = "text/event-stream"
+    media_type = SSE
 
     def __init__(self, terms: Terms) -> None:
         self._terms = terms

@@ -9,7 +9,6 @@ import msgspec
 import orjson
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from tokenspeed import __version__
 from tokenspeed.api.body import parse
@@ -29,24 +28,16 @@ INT32 = 2**31  # as much as an id may be, to be looked for in the vocabulary
 class LlamaTools:
     """Answers without the engine."""
 
+    tokenize_decoder = msgspec.json.Decoder(TokenizeBody)
+    detokenize_decoder = msgspec.json.Decoder(DetokenizeBody)
+
     def __init__(self, model: ServedModel, service: Service) -> None:
         self._model = model
         self._service = service
         self._wording = service.generator.wording
-        self._tokenize = msgspec.json.Decoder(TokenizeBody)
-        self._detokenize = msgspec.json.Decoder(DetokenizeBody)
-
-    def routes(self) -> list[Route]:
-        return [
-            Route("/tokenize", self.tokenize, methods=["POST"]),
-            Route("/detokenize", self.detokenize, methods=["POST"]),
-            Route("/apply-template", self.apply_template, methods=["POST"]),
-            Route("/props", self.props),
-            Route("/slots", self.slots),
-        ]
 
     async def tokenize(self, http: Request) -> Response:
-        asked, _ = await read_request(http, self._service, lambda body, _: parse(body, self._tokenize))
+        asked, _ = await read_request(http, self._service, lambda body, _: parse(body, self.tokenize_decoder))
         if asked.content is None:
             raise RequestError("content is required", param="content", code="missing_required_parameter")
         parts: Sequence[str | int] = [asked.content] if isinstance(asked.content, str) else asked.content
@@ -56,7 +47,9 @@ class LlamaTools:
         return _json({"tokens": [{"id": token, "piece": self._piece(token)} for token in tokens]})
 
     async def detokenize(self, http: Request) -> Response:
-        asked, _ = await read_request(http, self._service, lambda body, _: parse(body, self._detokenize))
+        asked, _ = await read_request(
+            http, self._service, lambda body, _: parse(body, self.detokenize_decoder)
+        )
         ids = asked.tokens or []
         self._check(ids)
         return _json({"content": self._wording.decode(ids)})

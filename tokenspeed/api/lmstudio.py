@@ -7,7 +7,6 @@ from typing import Any
 import orjson
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from tokenspeed.api.endpoint import Names
 from tokenspeed.api.models import ServedModel
@@ -20,12 +19,6 @@ class LMStudioModels:
     def __init__(self, model: ServedModel, names: Names, wording: Wording) -> None:
         self._names = names
         self._cards = [_card(name, model, wording) for name in model.names]
-
-    def routes(self) -> list[Route]:
-        return [
-            Route("/api/v0/models", self.list_all),
-            Route("/api/v0/models/{id:path}", self.get_one),
-        ]
 
     async def list_all(self, _: Request) -> Response:
         return _json({"object": "list", "data": self._cards})

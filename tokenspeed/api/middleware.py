@@ -24,10 +24,10 @@ class DirectSend:
     """Lets long streams send past the layers that only watch for the start of an answer."""
 
     def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+        self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._app({**scope, DIRECT_SEND: send}, receive, send)
+        await self.app({**scope, DIRECT_SEND: send}, receive, send)
 
 
 class Boundary:

@@ -8,7 +8,6 @@ from typing import Any
 import orjson
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from tokenspeed.errors import NotFoundError
 
@@ -79,9 +78,6 @@ class ModelsEndpoint:
         self._model = model
         cards = [model.card(name) for name in model.names]
         self._list = orjson.dumps({"object": "list", "data": cards})
-
-    def routes(self) -> list[Route]:
-        return [Route("/models", self.list_all), Route("/models/{id:path}", self.get_one)]
 
     async def list_all(self, _: Request) -> Response:
         return Response(self._list, media_type="application/json")

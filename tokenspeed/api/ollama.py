@@ -12,8 +12,8 @@ from starlette.responses import Response
 from tokenspeed.api.chat import ROLES
 from tokenspeed.api.endpoint import Asking, Job, new_id
 from tokenspeed.api.llama_options import names_of, sampling_fields, stops_of, unsupported
+from tokenspeed.api.media import NDJSON
 from tokenspeed.api.ollama_answers import (
-    NDJSON,
     OllamaWriter,
     Words,
     chat_words,

@@ -10,6 +10,7 @@ import orjson
 
 from tokenspeed.api.error_shapes import ollama_error
 from tokenspeed.api.errors import problem_of
+from tokenspeed.api.media import NDJSON
 from tokenspeed.generation.outputs import (
     CallDelta,
     CallStart,
@@ -22,8 +23,6 @@ from tokenspeed.generation.outputs import (
     WholeCall,
 )
 from tokenspeed.generation.text import Alternative, ScoredToken
-
-NDJSON = "application/x-ndjson"
 
 
 class Words(Protocol):

@@ -23,12 +23,13 @@ from tokenspeed.generation.request import TextPrompt, TokenPrompt
 class OllamaEmbeddings:
     """Vectors of length 1 from `embed`, and as the model gives them from `embeddings`."""
 
+    embed_decoder = msgspec.json.Decoder(EmbedRequest)
+    embeddings_decoder = msgspec.json.Decoder(EmbeddingsRequest)
+
     def __init__(self, embedder: Embedder, service: Service, max_context: int) -> None:
         self._embedder = embedder
         self._service = service
         self._max_context = max_context
-        self._embed = msgspec.json.Decoder(EmbedRequest)
-        self._embeddings = msgspec.json.Decoder(EmbeddingsRequest)
 
     async def embed(self, http: Request) -> Response:
         (asked, model, caller), arrival = await read_request(http, self._service, self._read_embed)
@@ -53,14 +54,14 @@ class OllamaEmbeddings:
         return _json({"embedding": vectors[0]})
 
     def _read_embed(self, body: bytes, caller: Caller) -> tuple[EmbedRequest, str, Caller]:
-        asked = parse(body, self._embed)
+        asked = parse(body, self.embed_decoder)
         model = self._service.model.resolve(asked.model)
         if asked.input is None:
             raise RequestError("input is required", param="input", code="missing_required_parameter")
         return asked, model, caller
 
     def _read_embeddings(self, body: bytes, caller: Caller) -> tuple[str, Caller]:
-        asked = parse(body, self._embeddings)
+        asked = parse(body, self.embeddings_decoder)
         self._service.model.resolve(asked.model)
         return asked.prompt or "", caller
 

@@ -12,13 +12,12 @@ import msgspec
 import orjson
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from tokenspeed import __version__
 from tokenspeed.api.body import parse
 from tokenspeed.api.endpoint import Service, read_request
+from tokenspeed.api.media import NDJSON
 from tokenspeed.api.models import ServedModel
-from tokenspeed.api.ollama_answers import NDJSON
 from tokenspeed.api.ollama_types import Named
 from tokenspeed.errors import NotFoundError, RequestError
 from tokenspeed.generation.wording import Wording
@@ -57,22 +56,13 @@ class OllamaNames:
 class OllamaModels:
     """Answers from memory, whatever the engine is doing."""
 
+    decoder = msgspec.json.Decoder(Named)
+
     def __init__(self, model: ServedModel, wording: Wording, service: Service) -> None:
         self._model = model
         self._wording = wording
         self._service = service
-        self._decoder = msgspec.json.Decoder(Named)
         self._modified = datetime.fromtimestamp(model.created, UTC).isoformat().replace("+00:00", "Z")
-
-    def routes(self) -> list[Route]:
-        return [
-            Route("/api/version", self.version),
-            Route("/api/tags", self.tags),
-            Route("/api/ps", self.running),
-            Route("/api/show", self.show, methods=["POST"]),
-            Route("/api/pull", self.pull, methods=["POST"]),
-            *(Route(f"/api/{path}", self.manage, methods=["POST", "DELETE", "HEAD"]) for path in MANAGING),
-        ]
 
     async def version(self, _: Request) -> Response:
         return _json({"version": OLLAMA_VERSION, "server": f"tokenspeed/{__version__}"})
@@ -120,7 +110,7 @@ class OllamaModels:
 
     async def _asked(self, http: Request) -> Named:
         """The body of a request about a model, which is this one."""
-        asked, _ = await read_request(http, self._service, lambda body, _: parse(body, self._decoder))
+        asked, _ = await read_request(http, self._service, lambda body, _: parse(body, self.decoder))
         name = asked.model or asked.name
         if not name:
             raise RequestError("model is required", param="model", code="missing_required_parameter")

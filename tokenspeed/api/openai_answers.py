@@ -13,6 +13,7 @@ from tokenspeed import __version__
 from tokenspeed.api.error_shapes import openai_error
 from tokenspeed.api.errors import problem_of
 from tokenspeed.api.keys import Caller
+from tokenspeed.api.media import SSE
 from tokenspeed.api.openai_types import CommonRequest, StreamOptions
 from tokenspeed.api.sse import DONE, PING
 from tokenspeed.errors import RequestError
@@ -120,7 +121,7 @@ def usage_object(usage: Usage) -> dict[str, Any]:
 class CompletionWriter:
     """Writes chunks or a whole answer: all that repeats is encoded once, a chunk then costs its text."""
 
-    media_type = "text/event-stream"
+    media_type = SSE
 
     def __init__(self, heading: Heading, shape: Shape, options: StreamOptions | None) -> None:
         """The usage is told at the end of a stream, or in every chunk, as `options` say."""

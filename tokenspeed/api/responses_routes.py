@@ -10,19 +10,34 @@ from typing import Any
 import orjson
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from tokenspeed.api.body import parse
 from tokenspeed.api.disconnect import unless_gone
-from tokenspeed.api.endpoint import Asking, Service, read_request
+from tokenspeed.api.endpoint import Asking, Job, Service, read_request
 from tokenspeed.api.keys import Caller, caller_of
 from tokenspeed.api.responses import ResponsesDialect, is_slow
 from tokenspeed.api.responses_store import Record, ResponseStore
 from tokenspeed.api.tools import wrong
 from tokenspeed.errors import NotFoundError, RequestError
-from tokenspeed.generation.request import GenerationRequest
 
 MOST_LISTED = 100
+
+
+class CountInputEndpoint:
+    """Counts what the input of a response would have, whatever it goes on from included."""
+
+    def __init__(self, dialect: ResponsesDialect, service: Service) -> None:
+        self._dialect = dialect
+        self._service = service
+
+    async def create(self, http: Request) -> Response:
+        job, _ = await read_request(http, self._service, self._read, slow=is_slow)
+        count = await unless_gone(http.receive, self._service.generator.count(job.request))
+        return _json({"object": "response.input_tokens", "input_tokens": count})
+
+    def _read(self, body: bytes, caller: Caller) -> Job:
+        asked = parse(body, self._dialect.decoder)
+        return self._dialect.read(asked, Asking(body, self._service.model.resolve(asked.model), caller))
 
 
 class StoredResponsesEndpoint:
@@ -30,14 +45,6 @@ class StoredResponsesEndpoint:
 
     def __init__(self, store: ResponseStore | None) -> None:
         self._store = store
-
-    def routes(self) -> list[Route]:
-        return [
-            Route("/responses/{id}", self.get_one, methods=["GET"]),
-            Route("/responses/{id}", self.delete, methods=["DELETE"]),
-            Route("/responses/{id}/input_items", self.input_items, methods=["GET"]),
-            Route("/responses/{id}/cancel", self.cancel, methods=["POST"]),
-        ]
 
     async def get_one(self, http: Request) -> Response:
         if http.query_params.get("stream", "").lower() == "true":
@@ -85,24 +92,6 @@ class StoredResponsesEndpoint:
         if record is None:
             raise _not_found(response_id)
         return record
-
-
-class InputTokensEndpoint:
-    """`POST /responses/input_tokens`: how many tokens the prompt of a response would have."""
-
-    def __init__(self, dialect: ResponsesDialect, service: Service) -> None:
-        self._dialect = dialect
-        self._service = service
-
-    async def create(self, http: Request) -> Response:
-        request, _ = await read_request(http, self._service, self._read, slow=is_slow)
-        count = await unless_gone(http.receive, self._service.generator.count(request))
-        return _json({"object": "response.input_tokens", "input_tokens": count})
-
-    def _read(self, body: bytes, caller: Caller) -> GenerationRequest:
-        asked = parse(body, self._dialect.decoder)
-        model = self._service.model.resolve(asked.model)
-        return self._dialect.read(asked, Asking(body, model, caller)).request
 
 
 def _page(items: Sequence[Mapping[str, Any]], after: str | None, limit: int) -> dict[str, Any]:

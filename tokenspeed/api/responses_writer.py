@@ -8,6 +8,7 @@ from typing import Any
 import orjson
 
 from tokenspeed.api.errors import problem_of
+from tokenspeed.api.media import SSE
 from tokenspeed.api.responses_answers import CUT, DONE, Answer, Calling, Event, Saying, Thinking, scores_of
 from tokenspeed.api.responses_items import output_id
 from tokenspeed.api.responses_tools import Home
@@ -32,7 +33,7 @@ class ResponseWriter:
     `final` is the response once it is whole, for whoever wants to keep it; a failed one is not.
     """
 
-    media_type = "text/event-stream"
+    media_type = SSE
 
     def __init__(self, answer: Answer, *, homes: Mapping[str, Home], sealed: bool) -> None:
         """`homes` are those of functions in namespaces, by the names that the model has for them; thinking is

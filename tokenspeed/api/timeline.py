@@ -7,7 +7,6 @@ from collections.abc import Callable
 import orjson
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from tokenspeed.api.keys import caller_of
 from tokenspeed.engine.timeline import Timeline
@@ -22,9 +21,6 @@ class TimelineEndpoint:
 
     def __init__(self, timeline: Callable[[str], Timeline | None]) -> None:
         self._timeline = timeline
-
-    def routes(self) -> list[Route]:
-        return [Route("/requests/{id}/timeline", self.get_one)]
 
     async def get_one(self, http: Request) -> Response:
         request_id, account = http.path_params["id"], caller_of(http).account
