@@ -11,7 +11,7 @@ import pytest
 
 from tokenspeed.backend.cuda import CudaBackend
 from tokenspeed.backend.stepper import Stepper
-from tokenspeed.core.constraint import Masks, one_by_one
+from tokenspeed.core.constraint import Masks
 from tokenspeed.core.plan import Capacity, Draw, Held, Row, StepPlan, StepResult
 from tokenspeed.core.request import Sampling
 from tokenspeed.model.cuda.network import Bounds
@@ -25,7 +25,6 @@ class Stride:
     """Behind a token only those may follow that are `step` more, or a multiple of it."""
 
     active = True
-    filler = staticmethod(one_by_one)
 
     def __init__(self, vocab: int, step: int = 7) -> None:
         self.vocab, self.step = vocab, step

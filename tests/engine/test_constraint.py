@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.engine.test_engine import VOCABULARY, Server, finishes, request, tokens_of
-from tokenspeed.core.constraint import Masks, one_by_one
+from tokenspeed.core.constraint import Masks
 from tokenspeed.core.lookup import Lookup
 from tokenspeed.core.plan import Row
 from tokenspeed.core.request import FinishReason, Request, Sampling
@@ -24,8 +24,6 @@ from tokenspeed.sim.clock import run
 class Stride:
     """Behind a token only those may follow that differ from it by a multiple of `step`. It begins to hold
     behind a multiple of `opener`; 1 is from the first token on."""
-
-    filler = staticmethod(one_by_one)
 
     def __init__(self, step: int, opener: int = 1) -> None:
         self._step, self._opener = step, opener

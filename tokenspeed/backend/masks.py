@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tokenspeed.core.constraint import Filler, Filling, Masks
+from tokenspeed.core.constraint import Masks
 from tokenspeed.core.plan import Row
 
 ALL = -1  # a word that allows each of its 32 tokens
@@ -36,17 +36,14 @@ def fill_masks(rows: Sequence[Row], firsts: Sequence[int], draws: int, vocab: in
     masks = np.full((draws, -(-vocab // 32)), ALL, np.int32)
     numbers: list[int] = []
     faults: dict[int, str] = {}
-    kinds: dict[Filler, list[tuple[int, Filling]]] = {}
     for place, row in enumerate(rows):
-        if row.draw is not None and row.draw.held is not None:
-            constraint, behind = row.draw.held
-            filling = Filling(constraint, firsts[place], behind, row.tokens[-1], row.drafts)
-            kinds.setdefault(constraint.filler, []).append((place, filling))
-            numbers += range(firsts[place], firsts[place] + 1 + len(row.drafts))
-    for filler, each in kinds.items():
-        told = filler(masks, [filling for _, filling in each])
-        for (place, filling), fault in zip(each, told, strict=True):
-            if fault is not None:
-                faults[place] = fault
-                masks[filling.first : filling.first + 1 + len(filling.drafts)] = ALL
+        if row.draw is None or row.draw.held is None:
+            continue
+        constraint, behind = row.draw.held
+        some = slice(firsts[place], firsts[place] + 1 + len(row.drafts))
+        fault = constraint.fill(masks[some], behind, row.tokens[-1], row.drafts)
+        if fault is not None:
+            faults[place] = fault
+            masks[some] = ALL
+        numbers += range(some.start, some.stop)
     return Masked(numbers, masks, faults)

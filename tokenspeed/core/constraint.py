@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,31 +38,3 @@ class Constraint(Protocol):
         `last` is the last of these tokens, which may not have been taken yet; of none it means nothing.
         """
         ...
-
-    @property
-    def filler(self) -> Filler:
-        """Does the same for any number of constraints of this kind at once."""
-        ...
-
-
-class Filling(NamedTuple):
-    """One of many to be filled: its masks are those from `first` on, and the rest as for `fill`."""
-
-    constraint: Constraint
-    first: int
-    behind: int
-    last: int
-    drafts: tuple[int, ...]
-
-
-Filler = Callable[[Masks, Sequence[Filling]], list[str | None]]
-
-
-def one_by_one(masks: Masks, fillings: Sequence[Filling]) -> list[str | None]:
-    """The `Filler` of constraints that gain nothing by being filled together."""
-    return [
-        each.constraint.fill(
-            masks[each.first : each.first + 1 + len(each.drafts)], each.behind, each.last, each.drafts
-        )
-        for each in fillings
-    ]

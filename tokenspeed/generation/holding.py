@@ -53,7 +53,11 @@ class Holder:
         think = self._style.think if chat and not opened else None
         free = tools is not None and not tools.required and wanted is None
         before = SPACE if opened else "" if think is None else self._thinking(think)
-        return Hold(self._source(tools, wanted, "" if free else before), self._trigger(tools, free, opened))
+        try:
+            source = self._source(tools, wanted, "" if free else before)
+        except RequestError as error:
+            raise _named(request, error) from None
+        return Hold(source, self._trigger(tools, free, opened))
 
     def knows(self, hold: Hold) -> bool:
         """Whether `follow` takes no time."""

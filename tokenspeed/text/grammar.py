@@ -6,38 +6,56 @@ Masks are exact: of what they allow, some continuation is an answer that the gra
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from threading import Lock
-from typing import Any, cast
+from concurrent.futures import Future
+from threading import Lock, Thread, stack_size
+from typing import Any
 
 import numpy as np
-from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 from llguidance.gbnf_to_lark import any_to_lark
 
-from tokenspeed.core.constraint import Filler, Filling, Masks, one_by_one
+from tokenspeed.core.constraint import Masks
 from tokenspeed.errors import RequestError
 from tokenspeed.text.formats import AnyJson, Choices, Format, JsonSchema, Lark, Regex
 from tokenspeed.text.tokenizer import Tokenizer
 from tokenspeed.text.trigger import Trigger
 
 MOST_CHARS = 512 * 1024  # of a grammar's source; the largest tool lists of agents have 100,000
+MOST_WRITTEN = 32 * 1024  # of rules that a client wrote itself; some of 40,000 compile for ten seconds
 KEPT_CHARS = 8 * 1024 * 1024  # of the sources of all compiled grammars that are kept
 MOST_KEPT = 256
 # Whitespace in JSON is what models write, bounded: else an unlucky draw could go on with spaces for ever.
 JSON_SPACE = r"(\n[ \t]{0,40}| )"
-# What compiling and following a grammar may take. The library's own bounds let a schema compile for seconds.
-LIMITS = LLParserLimits(
-    initial_lexer_fuel=1_000_000,
-    max_grammar_size=200_000,
-    max_lexer_states=50_000,
-    verbose_errors=False,
+STACK_BYTES = 1 << 30  # of address space: the library compiles chains of references recursively
+
+
+def _limits(*, row: int) -> LLParserLimits:
+    """What compiling and following a grammar may take; the library's own bounds let a schema compile for
+    seconds. `row` are the ways to read what is there of an answer: some four for an optional property."""
+    return LLParserLimits(
+        initial_lexer_fuel=1_000_000,
+        max_grammar_size=200_000,
+        max_lexer_states=50_000,
+        max_items_in_row=row,
+        verbose_errors=False,
+    )
+
+
+LIMITS = _limits(row=4_000)
+# Rules that a client wrote may be ambiguous; with 2,000 a single mask takes more than a second.
+WRITTEN_LIMITS = _limits(row=500)
+# Bounds of numbers, also where a schema is part of rules. Beyond 64 bits the library overflows, and some end
+# the process.
+BOUND = re.compile(
+    r'"(minimum|maximum|exclusiveMinimum|exclusiveMaximum)\\*"\s*:\s*'
+    r"(-?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)"
 )
+LEAST, GREATEST = -(2**63) + 1, 2**63 - 1
 LOST = "the answer left its grammar"
 TOO_COMPLEX = "the grammar is too complex to follow here"
-MOST_THREADS = 8  # that fill masks
 # Of the library's messages, what names the schema's fault.
 UNIMPLEMENTED = re.compile(r"Unimplemented keys: (\[.*\])")
 
@@ -69,8 +87,6 @@ class Grammars:
         self._table = tokenizer.table(skip_special=False)
         special = {self._table[token]: token for token in tokenizer.special_ids if self._table[token]}
         self._special = sorted(special.items(), key=lambda item: len(item[0]), reverse=True)
-        # Half of the cores at most: where the device is the CPU, it computes meanwhile.
-        self._executor = LLExecutor(max(1, min(MOST_THREADS, (os.cpu_count() or 1) // 2)))
         self._kept: OrderedDict[str, LLMatcher] = OrderedDict()
         self._chars = 0
         self._lock = Lock()
@@ -82,8 +98,8 @@ class Grammars:
         followed; a new one takes milliseconds to compile, so not in the loop."""
         matcher = self._compiled(source)
         if trigger is None:
-            return lambda: Grammar(matcher.deep_copy(), filler=self.fill)
-        return lambda: Grammar(matcher.deep_copy(), trigger(), self._spell, self.fill)
+            return lambda: Grammar(matcher.deep_copy())
+        return lambda: Grammar(matcher.deep_copy(), trigger(), self._spell)
 
     def _spell(self, text: bytes) -> list[int]:
         """Tokens that stand for `text`, which may begin with the spelling of a special token."""
@@ -91,33 +107,6 @@ class Grammars:
         if first is None:
             return self._tokens.tokenize_bytes(text)
         return [first, *self._tokens.tokenize_bytes(text.removeprefix(self._table[first]))]
-
-    def fill(self, masks: Masks, fillings: Sequence[Filling]) -> list[str | None]:
-        """The `Filler` of all grammars made here: on threads of the library's, without the interpreter."""
-        grammars = [cast(Grammar, filling.constraint) for filling in fillings]
-        further = [
-            grammar.follow(filling.behind, filling.last)
-            for grammar, filling in zip(grammars, fillings, strict=True)
-        ]
-        ones = [(g.matcher, new[0]) for g, new in zip(grammars, further, strict=True) if len(new) == 1]
-        if ones:
-            self._executor.consume_token_par(ones)
-        for grammar, new in zip(grammars, further, strict=True):
-            if len(new) > 1:
-                grammar.matcher.consume_tokens(new)
-        lost = [grammar.matcher.is_error() for grammar in grammars]
-        alive = [(g.matcher, f) for g, f, gone in zip(grammars, fillings, lost, strict=True) if not gone]
-        size = masks.shape[1] * masks.itemsize
-        if plain := [(matcher, filling.first) for matcher, filling in alive if not filling.drafts]:
-            self._executor.unsafe_compute_mask_ptr(plain, masks.ctypes.data, size, len(masks))
-        if drafted := [(matcher, f.first, list(f.drafts)) for matcher, f in alive if f.drafts]:
-            self._executor.unsafe_compute_mask_ptr_with_draft_token(
-                drafted, masks.ctypes.data, size, len(masks)
-            )
-        return [
-            LOST if gone else TOO_COMPLEX if grammar.matcher.is_error() else None
-            for grammar, gone in zip(grammars, lost, strict=True)
-        ]
 
     def knows(self, source: str) -> bool:
         """Whether `follow` would have it at once."""
@@ -128,14 +117,7 @@ class Grammars:
             if (known := self._kept.get(source)) is not None:
                 self._kept.move_to_end(source)
                 return known
-        if len(source) > MOST_CHARS:
-            raise _refused(f"is too large: {len(source)} characters as a grammar, the most is {MOST_CHARS}")
-        matcher = LLMatcher(self._tokens, source, limits=LIMITS, log_level=0)
-        if matcher.is_error():
-            raise _refused(_why(matcher.get_error()))
-        first = np.zeros((1, -(-self._tokens.vocab_size // 32)), np.int32)
-        if Grammar(matcher.deep_copy()).fill(first, 0, 0, ()) is not None or not first.any():
-            raise _refused("describes nothing that could be answered, or is too complex to follow")
+        matcher = _with_room(lambda: self._compile(*_checked(source)))
         with self._lock:
             self.compiled += 1
             if source not in self._kept:
@@ -146,23 +128,30 @@ class Grammars:
                 self._chars -= len(oldest)
         return matcher
 
+    def _compile(self, source: str, limits: LLParserLimits) -> LLMatcher:
+        matcher = LLMatcher(self._tokens, source, limits=limits, log_level=0)
+        if matcher.is_error():
+            raise _refused(_why(matcher.get_error()))
+        first = np.zeros((1, -(-self._tokens.vocab_size // 32)), np.int32)
+        if Grammar(matcher.deep_copy()).fill(first, 0, 0, ()) is not None or not first.any():
+            raise _refused("describes nothing that could be answered, or is too complex to follow")
+        return matcher
+
 
 class Grammar:
     """The `Constraint` of one answer."""
 
-    __slots__ = ("_before", "_followed", "_spell", "_taken", "_tokens", "_trigger", "filler", "matcher")
+    __slots__ = ("_before", "_followed", "_matcher", "_spell", "_taken", "_tokens", "_trigger")
 
     def __init__(
         self,
         matcher: LLMatcher,
         trigger: Trigger | None = None,
         spell: Callable[[bytes], list[int]] = lambda text: [],
-        filler: Filler = one_by_one,
     ) -> None:
         """It holds from the first token on, or from where the trigger says; `spell` gives the tokens of what
-        it follows first then. `matcher` is its own."""
-        self.matcher = matcher
-        self.filler = filler
+        it follows first then."""
+        self._matcher = matcher
         self._trigger = trigger
         self._spell = spell
         self._taken = 0  # tokens of the answer
@@ -190,22 +179,22 @@ class Grammar:
     def fitting(self, drafts: Sequence[int]) -> int:
         if self._trigger is not None:
             return self._trigger.before(drafts)
-        tokens, matcher = self._tokens, self.matcher
+        tokens, matcher = self._tokens, self._matcher
         if tokens and (further := self._further(len(tokens), tokens[-1])):
             matcher.consume_tokens(further)
         return 0 if matcher.is_error() else matcher.validate_tokens(list(drafts))
 
     def fill(self, masks: Masks, count: int, last: int, drafts: Sequence[int]) -> str | None:
-        matcher, size = self.matcher, masks.shape[1] * masks.itemsize
-        if further := self.follow(count, last):
+        matcher, size = self._matcher, masks.shape[1] * masks.itemsize
+        if further := self._further(count - self._before, last):
             matcher.consume_tokens(further)
         if matcher.is_error():
-            return LOST
+            return self._fault()
         followed = 0
         for row, draft in zip(masks, (*drafts, -1), strict=True):
             matcher.unsafe_compute_mask_ptr(row.ctypes.data, size)
             if matcher.is_error():
-                return TOO_COMPLEX
+                return self._fault()
             # What comes after a forbidden draft is never drawn.
             if draft < 0 or matcher.try_consume_tokens([draft]) < 1:
                 break
@@ -214,17 +203,17 @@ class Grammar:
             matcher.rollback(followed)
         return None
 
-    def follow(self, count: int, last: int) -> list[int]:
-        """What the matcher is to consume to be behind the first `count` tokens, which end with `last`."""
-        return self._further(count - self._before, last)
-
     def _opens_with(self, text: bytes) -> bool:
         """Whether the grammar can begin so, and then it does; else this was no opener."""
         spelled = self._spell(text)
-        if self.matcher.validate_tokens(spelled) < len(spelled):
+        if self._matcher.validate_tokens(spelled) < len(spelled):
             return False
         self._tokens = spelled
         return True
+
+    def _fault(self) -> str:
+        """Why the matcher goes no further."""
+        return LOST if "satisfy the grammar" in self._matcher.get_error() else TOO_COMPLEX
 
     def _further(self, count: int, last: int) -> list[int]:
         """Those behind which the matcher is, up to the first `count` of `_tokens`: one nearly always."""
@@ -237,17 +226,55 @@ class Grammar:
             followed.pop()  # a step was undone, and draws again
             undone += 1
         if undone:
-            self.matcher.rollback(undone)
+            self._matcher.rollback(undone)
         further = [*tokens[len(followed) : count - 1], last] if len(followed) < count else []
         followed += further
         return further
 
 
 def grammar_source(rules: str, answer: Format | None) -> str:
-    """The source of a grammar: Lark rules, in which `@answer` is an answer in that format."""
+    """The source of a grammar, for `Grammars`: Lark rules, in which `@answer` is an answer in that format."""
     named = [] if answer is None else [{"name": "answer", **_answer(answer)}]
     main = {"name": "main", "lark_grammar": rules}
-    return json.dumps({"grammars": [main, *named]}, ensure_ascii=False)
+    try:
+        return json.dumps({"grammars": [main, *named]}, ensure_ascii=False)
+    except RecursionError:
+        raise _refused("is nested too deeply") from None
+
+
+def _checked(source: str) -> tuple[str, LLParserLimits]:
+    """The grammar as the library reads it, and its limits; raises where compiling it might never end, or end
+    the process."""
+    if len(source) > MOST_CHARS:
+        raise _refused(f"is too large: {len(source)} characters as a grammar, the most is {MOST_CHARS}")
+    for keyword, written in BOUND.findall(source):
+        bound = float(written)
+        if bound < LEAST or (bound > GREATEST and not keyword.lower().endswith("maximum")):
+            raise _refused(f"has the {keyword} {written}, which is beyond integers of 64 bits")
+    grammars = json.loads(source)
+    limits = LIMITS
+    for each in grammars["grammars"]:
+        if "written" in each:
+            each["lark_grammar"], limits = _lark(each.pop("written")), WRITTEN_LIMITS
+    return json.dumps(grammars, ensure_ascii=False), limits
+
+
+def _with_room(work: Callable[[], LLMatcher]) -> LLMatcher:
+    """What `work` gives or raises, on a thread of its own whose stack is deep enough for any grammar."""
+    made: Future[LLMatcher] = Future()
+
+    def run() -> None:
+        try:
+            made.set_result(work())
+        except BaseException as error:
+            made.set_exception(error)
+
+    usual = stack_size(STACK_BYTES)  # which threads that others start meanwhile get as well
+    try:
+        Thread(target=run, name="grammar").start()
+    finally:
+        stack_size(usual)
+    return made.result()
 
 
 def _answer(wanted: Format) -> dict[str, Any]:
@@ -257,12 +284,19 @@ def _answer(wanted: Format) -> dict[str, Any]:
         case AnyJson():
             return {"json_schema": json_options({"type": "object"}, strict=True)}
         case Regex(pattern):
-            return {"lark_grammar": f"start: /{_delimited(pattern)}/"}
+            return {"lark_grammar": f"start: /{_delimited(_bounded(pattern))}/"}
         case Lark(grammar):
-            return {"lark_grammar": _lark(grammar)}
+            return {"written": _bounded(grammar)}  # what it is in Lark takes a while to find out
         case Choices(options):
             quoted = " | ".join(json.dumps(option, ensure_ascii=False) for option in options)
-            return {"lark_grammar": f"start: {quoted}"}
+            # One terminal: there may be thousands of them.
+            return {"lark_grammar": f"start: CHOICE\nCHOICE: {quoted}"}
+
+
+def _bounded(written: str) -> str:
+    if len(written) > MOST_WRITTEN:
+        raise _refused(f"is too large: {len(written)} characters, the most is {MOST_WRITTEN}")
+    return written
 
 
 def _lark(grammar: str) -> str:
