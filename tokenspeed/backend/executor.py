@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tokenspeed.backend.guessing import Guesser
-from tokenspeed.backend.masks import NO_MASKS, Masked, fill_masks, is_masked
+from tokenspeed.backend.masks import Masked, fill_masks, is_masked, words_of
 from tokenspeed.backend.results import SOURCE_FAILED, draws_of, result_of, with_pooled
 from tokenspeed.core.plan import Row, RowResult, StepPlan, StepResult
 from tokenspeed.core.request import TokenLogprob, Vector
@@ -85,8 +85,9 @@ class Executor:
         filling = self._fill_masks(rows)
         logits, pooled = self._forward(layout.batch, rows)
         draws = [draw for row in rows for draw in draws_of(row)]
-        numbers, masks, refused = filling.result() if filling is not None else NO_MASKS
-        drawn = iter(sample(logits[: layout.drawn], draws, {number: masks[number] for number in numbers}))
+        masked = None if filling is None else filling.result()
+        held = {} if masked is None else {number: masked.masks[number] for number in masked.numbers}
+        drawn = iter(sample(logits[: layout.drawn], draws, held))
         scored = iter(_scores(logits[layout.drawn :], rows))
         sums = iter(pooled)
         results = []
@@ -96,7 +97,7 @@ class Executor:
             if row.pooled:
                 result = with_pooled(result, next(sums))
             results.append(result._replace(guessed=row.drafts) if row.guess else result)
-        for number, fault in refused.items():
+        for number, fault in () if masked is None else masked.faults.items():
             results[number] = RowResult(error=fault)
         return results
 
@@ -106,7 +107,8 @@ class Executor:
             return None
         counts = [0 if row.draw is None else 1 + len(row.drafts) for row in rows]
         firsts = list(accumulate(counts, initial=0))
-        return self._masking.submit(fill_masks, rows, firsts, firsts[-1], self._vocab_size)
+        masks = np.empty((firsts[-1], words_of(self._vocab_size)), np.int32)
+        return self._masking.submit(fill_masks, rows, firsts, masks)
 
     def _forward(self, batch: Batch, rows: Sequence[Row]) -> tuple[Tensor, list[Vector]]:
         """The logits, and the sum of hidden states of each row that pools some."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
-
 from tokenspeed.core.constraint import Masks
 from tokenspeed.core.plan import Row
 
@@ -22,18 +20,20 @@ class Masked(NamedTuple):
     faults: dict[int, str]
 
 
-NO_MASKS = Masked([], np.zeros((0, 0), np.int32), {})
-
-
 def is_masked(row: Row) -> bool:
     """Whether a grammar holds what the row draws."""
     return row.draw is not None and row.draw.held is not None
 
 
-def fill_masks(rows: Sequence[Row], firsts: Sequence[int], draws: int, vocab: int) -> Masked:
-    """The masks of all draws; `firsts` are the numbers of the rows' first ones, which those after drafts
-    follow. Where masks cannot be told everything is allowed, and it is a fault of the row."""
-    masks = np.full((draws, -(-vocab // 32)), ALL, np.int32)
+def words_of(vocab: int) -> int:
+    """How many words a mask has."""
+    return -(-vocab // 32)
+
+
+def fill_masks(rows: Sequence[Row], firsts: Sequence[int], masks: Masks) -> Masked:
+    """Fill the masks [draws, words] of a step. `firsts` are the numbers of the rows' first draws, which those
+    after drafts follow. Where masks cannot be told everything is allowed, and it is a fault of the row."""
+    masks[:] = ALL
     numbers: list[int] = []
     faults: dict[int, str] = {}
     for place, row in enumerate(rows):

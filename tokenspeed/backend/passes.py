@@ -15,10 +15,9 @@ from torch import Tensor
 from gpu.table import Ops
 from tokenspeed.backend.graphs import Graphs
 from tokenspeed.backend.marks import Mark
-from tokenspeed.backend.masks import Masked, fill_masks, is_masked
+from tokenspeed.backend.masks import Masked, fill_masks, is_masked, words_of
 from tokenspeed.backend.packing import Columns, Guessed, Packed, Packer
 from tokenspeed.backend.results import draws_of
-from tokenspeed.core.constraint import Masks
 from tokenspeed.core.plan import Draw, Row
 from tokenspeed.model.batching import pooled_tokens
 from tokenspeed.model.cuda.drawing import (
@@ -31,7 +30,7 @@ from tokenspeed.model.cuda.drawing import (
     to_host,
 )
 from tokenspeed.model.cuda.network import Network, Shape
-from tokenspeed.model.cuda.staging import StepTensors
+from tokenspeed.model.cuda.staging import StepTensors, Turns
 
 POOLED_AT_ONCE = 256  # tokens whose hidden states are summed together: bounds what that takes
 
@@ -56,6 +55,7 @@ class Pass:
     step: StepTensors  # its arrays on the device, until another pass of the same network is sent
     few: bool = False  # made by `verify`: a logit after every token
     masked: Masked | None = None
+    masks: Tensor | None = None  # the same, as they are copied to the device
     rest: Callable[[], None] | None = None  # enqueues the draws, once the tokens that masks need are known
     ranked: dict[int, tuple[Ranked, int]] = field(default_factory=dict)  # by logit; its row there
     scored: list[tuple[Ranked, int]] = field(default_factory=list)  # for each target, in order
@@ -111,6 +111,8 @@ class Passes:
         self.own = drawn[first : first + 2 * network.bounds.tokens]
         self.drawn, self.ops, self._start = drawn, ops, start
         self._packer = Packer(network, buffers=in_flight + 1)
+        words = words_of(network.spec.vocab_size)
+        self._mask_buffers = Turns(words, buffers=in_flight + 1, pinned=network.device.type == "cuda")
         self._captures_draw = captures_draw
         self.graphs: Graphs | None = None
         if graphs is not None and graphs.size:
@@ -296,14 +298,15 @@ class Passes:
             ranked = raw.ranked(self.own[first : first + count])
             made.ranked |= {first + number: (ranked, row) for row, number in enumerate(numbers)}
 
-    def _masks(self, made: Pass, first: int, count: int) -> Masks | None:
+    def _masks(self, made: Pass, first: int, count: int) -> Tensor | None:
         """Those of `count` logits from `first` on; they are filled while the device computes the logits."""
         if made.masked is None:
             if not any(map(is_masked, made.order.rows)):
                 return None
-            rows, vocab = made.order.rows, self.network.spec.vocab_size
-            made.masked = fill_masks(rows, made.firsts, len(made.draws), vocab)
-        return made.masked.masks[first : first + count]
+            masks = self._mask_buffers.take(len(made.draws))
+            made.masked = fill_masks(made.order.rows, made.firsts, masks.numpy())
+            made.masks = masks
+        return None if made.masks is None else made.masks[first : first + count]
 
     def _sample(self, logits: Tensor, step: StepTensors, first: int, total: int) -> None:
         """Enqueue the draws themselves, of a pass with `total` logits."""

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gpu.table import Ops
-from tokenspeed.core.constraint import Masks
 from tokenspeed.core.plan import Draw
 from tokenspeed.core.request import Sampling, TokenLogprob
 from tokenspeed.model.sampler import NOT_FINITE, NOTHING_ALLOWED, Sampled
@@ -131,12 +130,13 @@ def _entries(draw: Draw) -> dict[int, tuple[int, float]]:
     return entries
 
 
-def adjust(ops: Ops, logits: Tensor, given: Adjustments, masks: Masks | None = None) -> None:
-    """Enqueue the change of the logits; what `masks` [logits, words] do not allow becomes impossible."""
+def adjust(ops: Ops, logits: Tensor, given: Adjustments, masks: Tensor | None = None) -> None:
+    """Enqueue the change of the logits; what `masks` (int32 [logits, words], on the host and left alone until
+    the device has come so far) do not allow becomes impossible."""
     starts, tokens, counts, biases, repetition, frequency, presence = (
         to_device(array, logits.device) for array in given
     )
-    mask = None if masks is None else to_device(masks, logits.device)
+    mask = None if masks is None else masks.to(logits.device, non_blocking=True)
     kept = torch.empty(len(given.tokens), dtype=torch.float32, device=logits.device)
     ops.adjust_logits(logits, starts, tokens, counts, biases, repetition, frequency, presence, mask, kept)
 

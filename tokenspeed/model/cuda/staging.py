@@ -183,6 +183,24 @@ class Returned:
         return array[:words]
 
 
+class Turns:
+    """Rows of words on the host, used in turn; `buffers` must exceed the passes that still read theirs."""
+
+    def __init__(self, words: int, *, buffers: int, pinned: bool) -> None:
+        """Made when they are needed: most servers never do. Copies to a device need `pinned` ones."""
+        self._words, self._pinned = words, pinned
+        self._kept = [torch.empty((0, words), dtype=torch.int32)] * buffers
+        self._next = 0
+
+    def take(self, rows: int) -> Tensor:
+        """int32 [rows, words], of whatever was there."""
+        turn, self._next = self._next, (self._next + 1) % len(self._kept)
+        if len(self._kept[turn]) < rows:
+            shape = (1 << (rows - 1).bit_length(), self._words)
+            self._kept[turn] = torch.empty(shape, dtype=torch.int32, pin_memory=self._pinned)
+        return self._kept[turn][:rows]
+
+
 def _buffers(device: torch.device, words: int, count: int) -> list[Tensor]:
     """On the host; copies between them and the device need not be waited for."""
     pinned = device.type == "cuda"
