@@ -1,13 +1,15 @@
 # make serve    a server on 127.0.0.1:8000 with the built-in model (ARGS="--port 9000 path/to/model" for more)
 # make test     what CI runs: format, lint, types, tests
-# Both set up .venv first; nothing is installed outside of it.
+# make test-clients    the same server for clients that need an environment of their own: .venv-clients
+# All set up .venv first; nothing is installed outside of the two.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 MINIMUM := 3.11
+CLIENTS := tests/clients/apart
 
-.PHONY: serve test fix clean
+.PHONY: serve test test-clients fix clean
 
 serve: $(VENV)/served
 	@$(BIN)/tokenspeed serve $(ARGS)
@@ -18,12 +20,15 @@ test: $(VENV)/tested
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
+test-clients: $(VENV)/served $(VENV)-clients/tested
+	SERVER_PYTHON=$(BIN)/python $(VENV)-clients/bin/python -m pytest -o filterwarnings=ignore $(CLIENTS)
+
 fix: $(VENV)/tested
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-clients .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; need = tuple(map(int, "$(MINIMUM)".split("."))); sys.exit(sys.version_info < need)' \
@@ -39,3 +44,8 @@ $(VENV)/served: pyproject.toml | $(BIN)/python
 $(VENV)/tested: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev]'
 	@touch $@ $(VENV)/served
+
+$(VENV)-clients/tested: $(CLIENTS)/requirements.txt | $(BIN)/python
+	$(PYTHON) -m venv $(VENV)-clients
+	$(VENV)-clients/bin/python -m pip install --disable-pip-version-check -r $<
+	@touch $@
