@@ -61,8 +61,10 @@ def either(name: str, *schemas: Schema) -> Shape:
 _LISTED = list_of(record(id=TEXT))
 _VECTORS = list_of(list_of(NUMBER))
 
-STREAM = Shape("Events", {"type": "string", "description": "Server-sent events."})
-LINES = Shape("Lines", {"type": "string", "description": "A JSON object in each line."})
+# OpenAPI has no words for what is in a stream, and its readers differ: some hold the whole to a schema, some
+# each event.
+STREAM = Shape("Events", {"description": "Server-sent events."})
+LINES = Shape("Lines", {"description": "A JSON object in each line."})
 PLAIN = Shape("Text", TEXT)
 ANY_OBJECT = Shape("AnyObject", OBJECT)
 
