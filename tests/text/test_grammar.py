@@ -276,6 +276,34 @@ def test_what_comes_with_the_opener_in_one_token_is_followed_as_well(bpe: Tokeni
     assert firsts <= {b"%d" % digit for digit in range(10)} | {b""}
 
 
+def test_a_token_may_be_followed_before_it_is_taken_and_another_one_in_its_place(bpe: Tokenizer) -> None:
+    """The opener counts as the grammar spells it, whatever tokens the answer had for it."""
+    table = ByteTable(bpe.table(skip_special=False))
+    table[5] = b'>{"x":'
+    make = grammars_of(bpe).follow(
+        grammar_source('start: "<call>" @answer\n', JsonSchema(POINT)),
+        lambda: Trigger(table, openers=("<call>",)),
+    )
+    seven, comma = (bpe.encode(text, add_special=False)[0] for text in ("7", ","))
+
+    def masks_behind(constraint: Grammar, *last: int) -> bytes:
+        masks = np.zeros((1, -(-bpe.vocab_size // 32)), np.int32)
+        taken = constraint._taken
+        assert constraint.fill(masks, taken + bool(last), last[0] if last else 5, ()) is None
+        return masks.tobytes()
+
+    constraint, other = make(), make()
+    for each in (constraint, other):
+        each.take([*bpe.encode("<call", add_special=False), 5])
+    opened, behind_seven = masks_behind(constraint), masks_behind(constraint, seven)
+    assert masks_behind(constraint) == opened  # the step was undone
+    assert masks_behind(constraint, seven) == behind_seven != opened
+    constraint.take([seven])
+    assert masks_behind(constraint) == behind_seven
+    other.take([seven])
+    assert masks_behind(other, comma) == masks_behind(constraint, comma)
+
+
 def test_what_only_looks_like_an_opener_leaves_the_answer_free(bpe: Tokenizer) -> None:
     make = grammars_of(bpe).follow(
         grammar_source('start: "<call>{" @answer\n', JsonSchema(POINT)),
