@@ -13,8 +13,7 @@ from tests.backend.test_executor import Wrapped, blocks_of, executor_of
 from tests.backend.test_stepper import SAMPLINGS
 from tests.toys import FAULT, Toy
 from tokenspeed.backend.masks import fill_masks
-from tokenspeed.core.constraint import Constraint
-from tokenspeed.core.plan import Draw, Row, RowResult, StepPlan
+from tokenspeed.core.plan import Draw, Held, Row, RowResult, StepPlan
 from tokenspeed.core.request import Sampling
 from tokenspeed.model.cuda.network import Bounds
 from tokenspeed.model.sampler import NOTHING_ALLOWED, sample
@@ -34,11 +33,9 @@ def run(tiny: Any, make_stepper: Any, request: pytest.FixtureRequest) -> Run:
     return lambda *rows: stepper.end(stepper.begin(StepPlan(0, rows))).rows
 
 
-def held(
-    tiny: Any, sampling: Sampling, prompt: Sequence[int], tokens: Sequence[int], toy: Constraint
-) -> Draw:
+def held(tiny: Any, sampling: Sampling, prompt: Sequence[int], tokens: Sequence[int], toy: Toy) -> Draw:
     """The draw of the token that follows `tokens`."""
-    return tiny.draw(sampling, prompt, tokens)._replace(constraint=toy)  # type: ignore[no-any-return]
+    return tiny.draw(sampling, prompt, tokens)._replace(held=Held(toy, len(toy.taken)))  # type: ignore[no-any-return]
 
 
 def continued(tiny: Any, prompt: Sequence[int], sampling: Sampling, count: int, toy: Toy) -> tuple[int, ...]:
@@ -65,7 +62,9 @@ def test_rows_in_chunks_beside_free_ones_are_held_as_alone(tiny: Any, run: Run) 
             chunk = tuple(tokens[computed[number] : computed[number] + 5])
             draw = None
             if computed[number] + len(chunk) == len(tokens):
-                draw = tiny.draw(SAMPLINGS[number], prompt, tokens)._replace(constraint=toys[number])
+                draw = tiny.draw(SAMPLINGS[number], prompt, tokens)
+                if (toy := toys[number]) is not None:
+                    draw = draw._replace(held=Held(toy, len(toy.taken)))
             rows.append(Row(number, computed[number], chunk, blocks_of(number), draw))
             computed[number] += len(chunk)
         for number, result in enumerate(run(*rows)):
@@ -141,7 +140,7 @@ def test_log_probabilities_of_held_rows_are_the_models_own(tiny: Any, run: Run) 
 
 
 class Raises(Toy):
-    def fill(self, masks: Any, drafts: Sequence[int]) -> str | None:
+    def fill(self, masks: Any, count: int, last: int, drafts: Sequence[int]) -> str | None:
         raise RuntimeError("lightning")
 
 
@@ -194,8 +193,8 @@ def test_masks_are_filled_on_another_thread_while_the_decoder_runs(tiny: Any) ->
     filled = threading.Event()
 
     class Tells(Toy):
-        def fill(self, masks: Any, drafts: Sequence[int]) -> str | None:
-            told = super().fill(masks, drafts)
+        def fill(self, masks: Any, count: int, last: int, drafts: Sequence[int]) -> str | None:
+            told = super().fill(masks, count, last, drafts)
             filled.set()
             return told
 
@@ -212,8 +211,10 @@ def test_masks_are_filled_on_another_thread_while_the_decoder_runs(tiny: Any) ->
     executor.close()
 
 
-def test_masks_of_rows_that_no_grammar_holds_are_not_there(tiny: Any) -> None:
+def test_masks_of_rows_that_no_grammar_holds_allow_everything() -> None:
     free = Row(0, 0, (1,), (0,), Draw(GREEDY, 0, 1))
-    bound = free._replace(draw=Draw(GREEDY, 0, 1, constraint=Toy(70)), drafts=(2, 3))
-    numbers, masks, faults = fill_masks([free, bound, free], [0, 1, 4], 70)
-    assert (numbers, masks.shape, faults) == ([1, 2, 3], (3, 3), {})
+    bound = free._replace(draw=Draw(GREEDY, 0, 1, held=Held(Toy(70), 0)), drafts=(0, 3))
+    numbers, masks, faults = fill_masks([free, bound, free], [0, 1, 4], np.zeros((5, 3), np.int32))
+    assert (numbers, faults) == ([1, 2, 3], {})
+    assert (masks[[0, 4]] == -1).all()
+    assert not (masks[1:3] == -1).all(axis=1).any()
