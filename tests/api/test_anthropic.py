@@ -13,8 +13,8 @@ from anthropic.types import ThreadUnsupportedRequestError
 from tests.api.anthropic_shapes import COUNT, ERROR, MODEL, checked, checked_events, checked_message, told
 from tokenspeed.api.options import KeyOptions, ServerOptions
 from tokenspeed.core.policy import SchedulerOptions
-from tokenspeed.generation.generator import INLINE_CHARACTERS
 from tokenspeed.generation.request import Limits
+from tokenspeed.generation.weight import INLINE_CHARACTERS
 
 PATH = "/v1/messages"
 HI = [{"role": "user", "content": "hi"}]

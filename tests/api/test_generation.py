@@ -22,7 +22,7 @@ from tokenspeed.generation.request import (
     TokenPrompt,
 )
 from tokenspeed.generation.text import ChoiceText
-from tokenspeed.generation.wording import INLINE_CHARACTERS
+from tokenspeed.generation.weight import INLINE_CHARACTERS
 from tokenspeed.text.tokenizer import Tokenizer
 
 PAIR = (TokenPrompt((5, 6)), TokenPrompt((9,)))

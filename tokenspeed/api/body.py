@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 import msgspec
+import orjson
 from starlette.requests import Request
 
 from tokenspeed.api.errors import BodyTooLargeError, ClientGoneError
@@ -54,6 +55,24 @@ def parse(body: bytes, decoder: msgspec.json.Decoder[T], *, part: bytes | None =
         raise _not_json("it is nested too deeply") from None
     except ValueError as error:  # malformed JSON or UTF-8
         raise _diagnose(body, str(error)) from None
+
+
+def check_writable(fields: Mapping[str, Any]) -> None:
+    """Raise for the first field that an answer could not repeat: it is nested more deeply than JSON is
+    written, with room for what is around it there, or has an integer of more than 64 bits."""
+    if _is_writable(fields):
+        return
+    name = next((name for name, value in fields.items() if not _is_writable({name: value})), "the body")
+    problem = "is nested too deeply, or has a number of more than 64 bits"
+    raise RequestError(f"{name} {problem}", param=name, code="invalid_value")
+
+
+def _is_writable(value: Mapping[str, Any]) -> bool:
+    try:
+        orjson.dumps([[[[[[[[value]]]]]]]])
+    except TypeError:
+        return False
+    return True
 
 
 def _wrong_type(message: str) -> RequestError:

@@ -33,6 +33,7 @@ from tokenspeed.text.formats import Format, JsonSchema, Lark
 UNSUPPORTED: Mapping[str, tuple[Any, ...]] = dict.fromkeys(
     ("lora", "return_tokens", "return_progress", "post_sampling_probs", "grammar_lazy"), ()
 )
+INT32 = 2**31
 NEVER = -100.0  # the bias of a token that is not to be drawn
 
 
@@ -92,6 +93,8 @@ def _job(asked: LlamaRequest, asking: Asking, prompt: Prompt, field: str) -> Job
     """The prompt, which `field` holds, with all that both endpoints spell alike."""
     refuse(asked, UNSUPPORTED)
     most = asked.max_tokens if asked.n_predict is None else asked.n_predict
+    if most is not None and abs(most) >= INT32:
+        raise wrong("n_predict" if asked.n_predict is not None else "max_tokens", "must have 32 bits at most")
     choices = asked.n if asked.n_cmpl is None else asked.n_cmpl
     sampling = only_samplers(sampling_fields(asked), asked.samplers)
     request = GenerationRequest(

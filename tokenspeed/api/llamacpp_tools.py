@@ -52,11 +52,11 @@ class LlamaTools:
         )
         ids = asked.tokens or []
         self._check(ids)
-        return _json({"content": self._wording.decode(ids)})
+        return _json({"content": await unless_gone(http.receive, self._wording.decode_aside(ids))})
 
     async def apply_template(self, http: Request) -> Response:
         prompt, _ = await read_request(http, self._service, self._read_chat)
-        return _json({"prompt": self._wording.render(prompt)})
+        return _json({"prompt": await unless_gone(http.receive, self._wording.render_aside(prompt))})
 
     async def props(self, _: Request) -> Response:
         model, generator = self._model, self._service.generator
@@ -110,8 +110,9 @@ class LlamaTools:
 
     def _check(self, ids: list[int]) -> None:
         most = self._wording.vocab_size
-        if bad := [token for token in ids if not 0 <= token < most]:
-            shown = str(bad[0]) if abs(bad[0]) < INT32 else "a huge number"
+        if ids and (min(ids) < 0 or max(ids) >= most):  # there may be very many
+            bad = next(token for token in ids if not 0 <= token < most)
+            shown = str(bad) if abs(bad) < INT32 else "a huge number"
             raise wrong("tokens", f"has {shown}; the vocabulary has ids 0 to {most - 1}")
 
     def _piece(self, token: int) -> str | list[int]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from tokenspeed.api.body import check_writable
 from tokenspeed.api.endpoint import Asking, Job, is_long, nothing
 from tokenspeed.api.openai_answers import NAMES, common_fields
 from tokenspeed.api.response_format import read_format, response_format
@@ -52,6 +53,7 @@ class ResponsesDialect:
 
     def read(self, asked: ResponsesRequest, asking: Asking) -> Job:
         _refuse(asked)
+        _check_told(asked)
         answer_id, account = new_response_id(), asking.caller.account
         items = self._items(asked, account)
         tools = read_toolbox(
@@ -157,6 +159,18 @@ def _refuse(asked: ResponsesRequest) -> None:
             )
     if asked.n not in (None, 1):
         raise wrong("n", "must be 1: a response is one")
+
+
+def _check_told(asked: ResponsesRequest) -> None:
+    """Raise for what could not be repeated in the answer, or kept."""
+    check_writable(
+        {
+            "input": asked.input,
+            "tools": asked.tools,
+            "tool_choice": asked.tool_choice,
+            "text.format": asked.text and asked.text.format,
+        }
+    )
 
 
 def _request(

@@ -25,7 +25,7 @@ from tokenspeed.generation.request import (
     check_range,
     invalid,
 )
-from tokenspeed.generation.wording import INLINE_CHARACTERS
+from tokenspeed.generation.weight import is_long
 from tokenspeed.options import option
 from tokenspeed.text.tokenizer import Tokenizer
 
@@ -109,7 +109,7 @@ class Embedder:
         it. To cancel the call ends what is not over.
         """
         self._check(request)
-        if sum(map(_size, request.prompts)) > INLINE_CHARACTERS:
+        if is_long(request.prompts):
             async with self._tokenising:
                 prompts = await asyncio.to_thread(self._encode_all, request)
         else:
@@ -220,8 +220,3 @@ def _shaped(request: EmbeddingRequest, vector: Vector) -> NDArray[np.float32]:
     kept = vector if request.dimensions is None else vector[: request.dimensions]
     length = float(np.linalg.norm(kept)) if request.normalise else 1.0
     return (kept / (length or 1.0)).astype(np.float32)
-
-
-def _size(prompt: TextPrompt | TokenPrompt) -> int:
-    """Characters to tokenise, or ids to check."""
-    return len(prompt.text) if isinstance(prompt, TextPrompt) else len(prompt.ids)

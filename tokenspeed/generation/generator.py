@@ -35,7 +35,8 @@ from tokenspeed.generation.request import (
     room_for,
 )
 from tokenspeed.generation.style import Style
-from tokenspeed.generation.wording import INLINE_CHARACTERS, Wording
+from tokenspeed.generation.weight import is_long, is_long_format
+from tokenspeed.generation.wording import Wording
 from tokenspeed.text.grammar import Grammars
 from tokenspeed.text.template import ChatTemplate
 from tokenspeed.text.tokenizer import Tokenizer
@@ -117,7 +118,10 @@ class Generator:
         )
 
     async def _constraint(self, request: GenerationRequest, *, opened: bool) -> MakeConstraint | None:
-        """What holds the answers; a grammar that is new is compiled in a thread."""
+        """What holds the answers. In a thread a long grammar is written, and one that is new is compiled."""
+        if is_long(request.prompts) or is_long_format(request.format):
+            async with self._compiling:
+                return await asyncio.to_thread(self._constraint_at_once, request, opened)
         hold = self._holder.hold(request, opened=opened)
         if hold is None:
             return None
@@ -125,6 +129,10 @@ class Generator:
             return self._holder.follow(request, hold, opened=opened)
         async with self._compiling:
             return await asyncio.to_thread(self._holder.follow, request, hold, opened=opened)
+
+    def _constraint_at_once(self, request: GenerationRequest, opened: bool) -> MakeConstraint | None:
+        hold = self._holder.hold(request, opened=opened)
+        return None if hold is None else self._holder.follow(request, hold, opened=opened)
 
     async def count(self, request: GenerationRequest) -> int:
         """How many tokens its prompts have, as `start` would count them."""
@@ -178,7 +186,7 @@ class Generator:
         )
 
     async def _encoded(self, request: GenerationRequest) -> list[EncodedPrompt]:
-        if sum(map(_size, request.prompts)) <= INLINE_CHARACTERS:
+        if not is_long(request.prompts):
             return self._encode_all(request)
         async with self._tokenising:
             return await asyncio.to_thread(self._encode_all, request)
@@ -221,16 +229,3 @@ class Generator:
         wanted = next((n for n in (request.max_tokens, request.most_tokens) if n is not None), FOLLOWING)
         room = self.max_context - min(max(wanted, 1), self.max_context // 2)
         return min(room, self._limits.max_prompt_tokens)
-
-
-def _size(prompt: Prompt) -> int:
-    """Characters to tokenise, roughly, or ids to check."""
-    match prompt:
-        case TokenPrompt(ids):
-            return len(ids)
-        case TextPrompt(text):
-            return len(text)
-        case FillPrompt(prefix, suffix, extra):
-            return len(prefix) + len(suffix) + sum(len(file.text) for file in extra)
-        case ChatPrompt(messages):
-            return sum(len(str(message.get("content", ""))) for message in messages)

@@ -7,11 +7,9 @@ from collections.abc import Sequence
 
 from tokenspeed.generation.request import ChatPrompt
 from tokenspeed.generation.style import Style
+from tokenspeed.generation.weight import INLINE_CHARACTERS, is_long
 from tokenspeed.text.template import ChatTemplate
 from tokenspeed.text.tokenizer import Tokenizer
-
-# Longer texts are tokenised in a thread, so that no stream waits for them; about 5 ms of work.
-INLINE_CHARACTERS = 50_000
 
 
 class Wording:
@@ -51,6 +49,13 @@ class Wording:
             extra=prompt.extra,
         )
 
+    async def render_aside(self, prompt: ChatPrompt) -> str:
+        """The same; what is long is rendered in a thread."""
+        if not is_long([prompt]):
+            return self.render(prompt)
+        async with self._tokenising:
+            return await asyncio.to_thread(self.render, prompt)
+
     def encode(
         self, text: str, *, add_special: bool, parse_special: bool = True, param: str | None = None
     ) -> list[int]:
@@ -76,6 +81,13 @@ class Wording:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids that are all in the vocabulary, special tokens included."""
         return self._tokenizer.decode(ids, skip_special=False)
+
+    async def decode_aside(self, ids: Sequence[int]) -> str:
+        """The same; what is long is decoded in a thread."""
+        if len(ids) <= INLINE_CHARACTERS:
+            return self.decode(ids)
+        async with self._tokenising:
+            return await asyncio.to_thread(self.decode, ids)
 
     def piece(self, token: int) -> bytes:
         """The bytes that a token stands for inside a text."""
