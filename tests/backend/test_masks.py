@@ -211,6 +211,27 @@ def test_masks_are_filled_on_another_thread_while_the_decoder_runs(tiny: Any) ->
     executor.close()
 
 
+@pytest.mark.parametrize("sampling", SAMPLINGS[:3], ids=range(3))
+def test_a_row_that_runs_ahead_is_held_behind_a_token_that_nobody_took_yet(
+    tiny: Any, sampling: Sampling
+) -> None:
+    executor = executor_of(tiny, tiny.decoder())
+    prompt, toy = PROMPTS[0], Toy(tiny.vocab)
+    draw = held(tiny, sampling, prompt, prompt, toy)
+    [last] = executor.execute(StepPlan(0, (Row(0, 0, prompt, blocks_of(0), draw),))).rows
+    found = list(last.tokens)
+    for ahead in range(1, 8):
+        position = len(prompt) + ahead
+        draw = Draw(sampling, sampling.seed, position, held=Held(toy, ahead))
+        [row] = executor.execute(
+            StepPlan(ahead, (Row(0, position - 1, (0,), blocks_of(0), draw, source=0),))
+        ).rows
+        toy.take(last.tokens)  # the loop hears of it while the step behind runs
+        last = row
+        found += row.tokens
+    assert tuple(found) == continued(tiny, prompt, sampling, 8, Toy(tiny.vocab))
+
+
 def test_masks_of_rows_that_no_grammar_holds_allow_everything() -> None:
     free = Row(0, 0, (1,), (0,), Draw(GREEDY, 0, 1))
     bound = free._replace(draw=Draw(GREEDY, 0, 1, held=Held(Toy(70), 0)), drafts=(0, 3))
