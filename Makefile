@@ -21,7 +21,7 @@ test: $(VENV)/tested $(if $(NPM),$(JS)/node_modules/installed)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-clients: $(VENV)/served $(VENV)-clients/tested
 	SERVER_PYTHON=$(BIN)/python $(VENV)-clients/bin/python -m pytest -o filterwarnings=ignore $(CLIENTS)
