@@ -1,6 +1,7 @@
 # make serve    a server on 127.0.0.1:8000 with the built-in model (ARGS="--port 9000 path/to/model" for more)
 # make test     what CI runs: format, lint, types, tests
-# Both set up .venv first; nothing is installed outside of this folder. With npm, tests have JavaScript's clients as
+# make test-clients    the same server for clients that need an environment of their own: .venv-clients
+# All set up .venv first; nothing is installed outside of this folder. With npm, tests have JavaScript's clients as
 # well; `make test NPM=` leaves them out.
 
 PYTHON ?= python3
@@ -9,8 +10,9 @@ BIN := $(VENV)/bin
 MINIMUM := 3.11
 NPM := $(shell command -v npm)
 JS := tests/clients_js
+CLIENTS := tests/clients/apart
 
-.PHONY: serve test fix clean
+.PHONY: serve test test-clients fix clean
 
 serve: $(VENV)/served
 	@$(BIN)/tokenspeed serve $(ARGS)
@@ -21,12 +23,15 @@ test: $(VENV)/tested $(if $(NPM),$(JS)/node_modules/installed)
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
+test-clients: $(VENV)/served $(VENV)-clients/tested
+	SERVER_PYTHON=$(BIN)/python $(VENV)-clients/bin/python -m pytest -o filterwarnings=ignore $(CLIENTS)
+
 fix: $(VENV)/tested
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis $(JS)/node_modules
+	rm -rf $(VENV) $(VENV)-clients .mypy_cache .ruff_cache .pytest_cache .hypothesis $(JS)/node_modules
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; need = tuple(map(int, "$(MINIMUM)".split("."))); sys.exit(sys.version_info < need)' \
@@ -45,4 +50,9 @@ $(VENV)/tested: pyproject.toml | $(BIN)/python
 
 $(JS)/node_modules/installed: $(JS)/package-lock.json
 	$(NPM) ci --prefix $(JS) --ignore-scripts --no-audit --no-fund
+	@touch $@
+
+$(VENV)-clients/tested: $(CLIENTS)/requirements.txt | $(BIN)/python
+	$(PYTHON) -m venv $(VENV)-clients
+	$(VENV)-clients/bin/python -m pip install --disable-pip-version-check -r $<
 	@touch $@

@@ -1,4 +1,4 @@
-"""A few hundred JSON schemas, made of parts: all in them is bounded, so that answers come to an end."""
+"""A few hundred JSON schemas made of parts. What they describe is bounded, so that answers come to an end."""
 
 from __future__ import annotations
 

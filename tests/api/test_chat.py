@@ -89,6 +89,37 @@ async def test_the_later_name_of_max_tokens_wins(server):
     assert answer["usage"]["completion_tokens"] == 3
 
 
+@pytest.mark.parametrize(
+    ("fields", "tokens"), [({}, 3), ({"max_tokens": 2}, 2), ({"max_completion_tokens": 4}, 4)]
+)
+async def test_what_llama_cpp_calls_max_tokens_counts_where_no_other_is_given(server, fields, tokens):
+    body = {"messages": [{"role": "user", "content": "hi"}], "ignore_eos": True, "n_predict": 3}
+    answer = (await server.post(PATH, body | fields)).json()
+    assert answer["usage"]["completion_tokens"] == tokens
+
+
+@pytest.mark.parametrize("most", [-1, 100_000])
+async def test_by_that_name_more_than_may_be_generated_is_what_may_be(server, most):
+    body = {"messages": [{"role": "user", "content": "hi"}], "ignore_eos": True, "n_predict": most}
+    answer = (await server.post(PATH, body)).json()
+    assert answer["choices"][0]["finish_reason"] == "length"
+    assert answer["usage"]["completion_tokens"] == 400  # the limit of this server
+
+
+async def test_an_editor_warms_the_cache_with_nothing_to_predict(server):
+    body = {
+        "messages": [{"role": "user", "content": "hi " * 40}],
+        "n_predict": 0,
+        "samplers": [],
+        "response_fields": [""],
+    }
+    answer = (await server.post(PATH, body)).json()
+    assert answer["choices"][0]["message"]["content"] == ""
+    assert answer["usage"]["completion_tokens"] == 0
+    again = (await server.post(PATH, body | {"n_predict": 1})).json()
+    assert again["usage"]["prompt_tokens_details"]["cached_tokens"] > 0
+
+
 async def test_a_whole_reply_has_the_shape_that_clients_read(server):
     body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2, "ignore_eos": True}
     answer = (await server.post(PATH, body)).json()

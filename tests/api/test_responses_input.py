@@ -208,6 +208,14 @@ def test_fields_of_the_request_are_those_of_the_generation() -> None:
     assert prompt_of(read({"reasoning": {"effort": "none"}})).extra == {"enable_thinking": False}
 
 
+@pytest.mark.parametrize(("choice", "many"), [("required", True), ({"type": "function", "name": "f"}, False)])
+def test_a_function_that_is_named_is_called_once(choice: object, many: bool) -> None:
+    asked = {"tools": [{"type": "function", "name": "f"}], "parallel_tool_calls": True}
+    request = read(asked | {"tool_choice": choice})
+    assert request.tools is not None
+    assert request.tools.parallel is many
+
+
 def test_a_function_in_a_namespace_can_be_chosen() -> None:
     tools = [{"type": "namespace", "name": "ns", "tools": [{"type": "function", "name": "f"}]}]
     request = read({"tools": tools, "tool_choice": {"type": "function", "name": "f", "namespace": "ns"}})

@@ -18,9 +18,15 @@ STREAMS = ("--workload", "streams", "--streams", "1,3", "--prompt", "40", "--out
 Serve = Callable[..., Any]
 
 
+def heed_ctrl_c() -> None:
+    """A shell lets what runs in its background, and all that starts, ignore it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 async def started(*arguments: str) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "bench", *arguments),
+        preexec_fn=heed_ctrl_c,
         cwd=ROOT,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -13,6 +14,8 @@ import pytest
 MODEL = "tokenspeed-builtin"
 ALIAS = "claude-alias"  # a name for clients that insist on one
 CONTEXT = 2048  # tokens
+# What runs the server: not what runs the tests, where clients have an environment of their own.
+SERVER_PYTHON = os.environ.get("SERVER_PYTHON", sys.executable)
 SETTINGS = {
     "model.max_context": CONTEXT,
     "model.aliases": [ALIAS],
@@ -33,12 +36,11 @@ class Server:
 
 
 @pytest.fixture(scope="session")
-def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("server")
     settings = {**SETTINGS, "responses.store_path": str(folder / "responses")}
     options = [part for name, value in settings.items() for part in ("--set", f"{name}={written(value)}")]
-    python = request.config.getoption("--server-python")
-    command = [python, "-m", "tokenspeed", "serve", "--port", "0", *options]
+    command = [SERVER_PYTHON, "-m", "tokenspeed", "serve", "--port", "0", *options]
     with (
         (folder / "log").open("w") as log,
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as process,
@@ -56,7 +58,3 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def written(value: object) -> str:
     """As TOML has it."""
     return repr(value).replace("'", '"')
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--server-python", default=sys.executable, help="the Python that has TokenSpeed")

@@ -59,8 +59,8 @@ test("a required call names a tool and has arguments of its schema", async () =>
   assert.deepEqual(City.parse(call.function.parsed_arguments), call.function.parsed_arguments);
 });
 
-test("a streamed call's pieces make the same call", async () => {
-  const choice = { tool_choice: { type: "function", function: { name: "weather" } } };
+test("a named call is the only one, and its streamed pieces make it", async () => {
+  const choice = { tool_choice: { type: "function", function: { name: "weather" } }, parallel_tool_calls: true };
   const chunks = await collect(await client.chat.completions.create({ ...tooled, ...choice, stream: true }));
   const deltas = chunks.flatMap((chunk) => chunk.choices[0].delta.tool_calls ?? []);
   const [first, ...rest] = deltas;

@@ -48,7 +48,9 @@ class ChatDialect:
         if asked.max_completion_tokens is not None:
             common["max_tokens"] = asked.max_completion_tokens
             names["max_tokens"] = "max_completion_tokens"
-        if common.get("max_tokens") == 0:
+        if "max_tokens" not in common and asked.n_predict is not None:
+            common |= _predicted(asked.n_predict)
+        elif common.get("max_tokens") == 0:
             name = names.get("max_tokens", "max_tokens")
             raise RequestError(f"{name} must be at least 1, not 0", param=name, code="invalid_value")
         request = GenerationRequest(
@@ -208,6 +210,13 @@ def _text(path: str, parts: Sequence[Part]) -> str:
             raise RequestError(f"{where} is required", param=where, code="missing_required_parameter")
         texts.append(text)
     return "\n".join(texts)
+
+
+def _predicted(most: int) -> dict[str, int]:
+    """llama.cpp's number of tokens, cut to what there is room for; below 0 is all of that."""
+    if most == 0:
+        return {"max_tokens": 0}
+    return {"most_tokens": most} if most > 0 else {}
 
 
 def _tools(asked: ChatRequest) -> ToolUse | None:

@@ -85,6 +85,7 @@ class ChatRequest(CommonRequest, kw_only=True):
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
+    n_predict: int | None = None  # llama.cpp's: as many at most as there is room for; 0 only warms the cache
     reasoning_effort: str | None = None
 
 

@@ -85,7 +85,7 @@ def openai_tool_use(tools: list[Tool], choice: Any, *, parallel: bool) -> ToolUs
         case {"type": "allowed_tools"}:
             return _allowed(tools, choice, parallel)
         case {"function": {"name": str(name)}} | {"type": "function", "name": str(name)}:
-            return tool_use(tools, only=name, parallel=parallel)
+            return tool_use(tools, only=name, parallel=False)  # the API promises exactly one call
     raise wrong("tool_choice", 'must be "auto", "none", "required" or name a function')
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from tokenspeed.core.constraint import Masks
-from tokenspeed.core.plan import Row
+from tokenspeed.core.plan import Held, Row
 
 ALL = -1  # a word that allows each of its 32 tokens
 
@@ -39,11 +39,18 @@ def fill_masks(rows: Sequence[Row], firsts: Sequence[int], masks: Masks) -> Mask
     for place, row in enumerate(rows):
         if row.draw is None or row.draw.held is None:
             continue
-        constraint, behind = row.draw.held
         some = slice(firsts[place], firsts[place] + 1 + len(row.drafts))
-        fault = constraint.fill(masks[some], behind, row.tokens[-1], row.drafts)
+        fault = _fill(row.draw.held, masks[some], row)
         if fault is not None:
             faults[place] = fault
             masks[some] = ALL
         numbers += range(some.start, some.stop)
     return Masked(numbers, masks, faults)
+
+
+def _fill(held: Held, masks: Masks, row: Row) -> str | None:
+    """What is wrong with the row, if anything is: others in its step have nothing to do with that."""
+    try:
+        return held.constraint.fill(masks, held.behind, row.tokens[-1], row.drafts)
+    except Exception as error:
+        return f"the grammar failed: {error}"

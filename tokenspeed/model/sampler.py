@@ -47,9 +47,10 @@ def sample(
     error of that row.
     """
     rows: Logits = logits.cpu().numpy()
-    for number, mask in masks.items():
-        if _is_untouched(draws[number]) and math.isfinite(rows[number].max()):
-            _forbid(rows[number], mask)  # nobody asks what the model itself thought
+    # Of these nobody asks what the model itself thought.
+    cut = [n for n in masks if _is_untouched(draws[n]) and math.isfinite(rows[n].max())]
+    for number in cut:
+        _forbid(rows[number], masks[number])
     plain = [number for number, draw in enumerate(draws) if _is_plain(draw)]
     free = [number for number, draw in enumerate(draws) if _is_free(draw)]
     others = sorted({*range(len(draws))} - {*plain, *free})
@@ -62,6 +63,7 @@ def sample(
     for numbers in _in_parts(free, rows.shape[1]):
         drawn = _draw_free(_rows(rows, numbers), [draws[number] for number in numbers])
         sampled |= zip(numbers, drawn, strict=True)
+    sampled |= {number: Sampled(0, error=NOTHING_ALLOWED) for number in cut if sampled[number].error}
     return [sampled[number] for number in range(len(draws))]
 
 

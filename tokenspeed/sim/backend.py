@@ -233,8 +233,11 @@ class SimBackend:
         return drafts
 
     def _row(self, row: Row, tokens: tuple[int, ...]) -> RowResult:
+        fault, allowed = self._allowed(row, tokens)
+        if fault is not None:
+            return RowResult(error=fault)
         if row.drafts and row.draw is not None:
-            return self._verified(row, row.draw)
+            return self._verified(row, row.draw, allowed)
         stop = row.start + len(tokens)
         context = self._pool[self._slots(row, 0, stop)]
         if (context == _EMPTY).any():
@@ -243,17 +246,16 @@ class SimBackend:
         pooled = _summed(context, row.pooled) if row.pooled else None
         if row.draw is None:
             return RowResult(scored=scored, pooled=pooled)
-        token = self._draw(context, row.draw, self._allowed(row, tokens)[0])
+        token = self._draw(context, row.draw, allowed[0])
         logprobs = None if row.draw.sampling.logprobs is None else (TokenLogprob(token, -1.0),)
         return RowResult((token,), logprobs, scored, pooled=pooled)
 
-    def _verified(self, row: Row, draw: Draw) -> RowResult:
+    def _verified(self, row: Row, draw: Draw, allowed: list[Allowed]) -> RowResult:
         """The drafts that hold, and the token after them."""
         context = self._pool[self._slots(row, 0, row.start + 1 + len(row.drafts))]
         if (context == _EMPTY).any():
             return RowResult(error="the row attends a slot that was never written")
         tokens: list[int] = []
-        allowed = self._allowed(row, row.tokens)
         for ahead, draft in enumerate((*row.drafts, None)):
             tokens.append(self._draw(context[: row.start + 1 + ahead], draw, allowed[ahead]))
             if tokens[-1] != draft:
@@ -265,17 +267,15 @@ class SimBackend:
     def _draw(self, context: Hashes, draw: Draw, allowed: Allowed = None) -> int:
         return _sampled(context, draw.sampling, draw.seed, self._vocabulary, draw.banned, allowed)
 
-    def _allowed(self, row: Row, tokens: tuple[int, ...]) -> list[Allowed]:
-        """The tokens that a grammar allows after the row's own and after each of its drafts."""
+    def _allowed(self, row: Row, tokens: tuple[int, ...]) -> tuple[str | None, list[Allowed]]:
+        """The tokens that a grammar allows after the row's own and after each of its drafts, or its fault."""
         held = None if row.draw is None else row.draw.held
         if held is None:
-            return [None] * (1 + len(row.drafts))
+            return None, [None] * (1 + len(row.drafts))
         masks = np.zeros((1 + len(row.drafts), -(-self._vocabulary // 32)), np.int32)
-        held.constraint.fill(masks, held.behind, tokens[-1], row.drafts)
-        return [
-            np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little")[: self._vocabulary])
-            for mask in masks
-        ]
+        fault = held.constraint.fill(masks, held.behind, tokens[-1], row.drafts)
+        bits = np.unpackbits(masks.view(np.uint8), axis=1, bitorder="little")[:, : self._vocabulary]
+        return fault, list(map(np.flatnonzero, bits))
 
 
 def _said(row: Row, says: Callable[[Draw], int]) -> RowResult:

@@ -61,19 +61,38 @@ UNIMPLEMENTED = re.compile(r"Unimplemented keys: (\[.*\])")
 
 
 class _Words:
-    """A vocabulary as the library wants to see it."""
+    """A vocabulary as the library wants to see it: as many tokens as the model has logits, whatever the
+    tokenizer has."""
 
-    def __init__(self, tokenizer: Tokenizer, eos: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, size: int, eos: int) -> None:
         table = tokenizer.table(skip_special=False)
         self.eos_token_id = eos
         self.bos_token_id = tokenizer.bos_id
-        self.tokens = [table[token] for token in range(tokenizer.vocab_size)]
-        self.special_token_ids = sorted(tokenizer.special_ids)
-        self._encode = tokenizer.encode
+        self.tokens = [table[token] for token in range(size)]
+        self.special_token_ids = sorted(token for token in tokenizer.special_ids if token < size)
+        self._encode = tokenizer.encode_inside
+        special = tokenizer.special_ids
+        self._ids = {word: token for token, word in enumerate(self.tokens) if word and token not in special}
+        self._longest = max(map(len, self._ids), default=0)
 
     def __call__(self, text: bytes | str) -> list[int]:
-        plain = text.decode(errors="replace") if isinstance(text, bytes) else text
-        return self._encode(plain, add_special=False, parse_special=False)
+        """Where only one text can follow, its first token here is the only one that is allowed."""
+        data = text.encode(errors="replace") if isinstance(text, str) else text
+        ids = self._encode(data.decode(errors="replace"))
+        words = [self.tokens[token] for token in ids if token < len(self.tokens)]
+        return ids if len(words) == len(ids) and b"".join(words) == data else self._spelled(data)
+
+    def _spelled(self, data: bytes) -> list[int]:
+        """In the longest tokens that there are: encoding may have written the text another way."""
+        ids, start = [], 0
+        while start < len(data):
+            ends = range(min(start + self._longest, len(data)), start, -1)
+            end = next((end for end in ends if data[start:end] in self._ids), None)
+            if end is None:
+                break
+            ids.append(self._ids[data[start:end]])
+            start = end
+        return ids
 
 
 class Grammars:
@@ -81,9 +100,9 @@ class Grammars:
 
     def __init__(self, tokenizer: Tokenizer, *, vocab_size: int, eos_ids: Sequence[int]) -> None:
         """Answers end with any of `eos_ids`; `vocab_size` is how many logits the model has."""
-        ends = list(eos_ids) or [0]
-        words = TokenizerWrapper(_Words(tokenizer, ends[0]))
-        self._tokens = LLTokenizer(words, n_vocab=max(vocab_size, tokenizer.vocab_size), eos_token=ends)
+        ends = [token for token in eos_ids if token < vocab_size] or [0]
+        words = TokenizerWrapper(_Words(tokenizer, vocab_size, ends[0]))
+        self._tokens = LLTokenizer(words, eos_token=ends)
         self._table = tokenizer.table(skip_special=False)
         special = {self._table[token]: token for token in tokenizer.special_ids if self._table[token]}
         self._special = sorted(special.items(), key=lambda item: len(item[0]), reverse=True)
@@ -169,7 +188,8 @@ class Grammar:
             self._tokens += tokens
         else:
             for index, token in enumerate(tokens):
-                if (opened := self._trigger.push(token)) is not None and self._opens_with(opened):
+                opened = self._trigger.push(token)
+                if opened is not None and self._opens_with(opened, surely=self._trigger.final):
                     self._trigger, kept = None, index + 1
                     self._before = self._taken + kept - len(self._tokens)
                     break
@@ -203,10 +223,11 @@ class Grammar:
             matcher.rollback(followed)
         return None
 
-    def _opens_with(self, text: bytes) -> bool:
-        """Whether the grammar can begin so, and then it does; else this was no opener."""
+    def _opens_with(self, text: bytes, *, surely: bool) -> bool:
+        """Whether the grammar can begin so, and then it does; else this was no opener, unless it is `surely`
+        where the grammar begins: then it is a fault."""
         spelled = self._spell(text)
-        if self._matcher.validate_tokens(spelled) < len(spelled):
+        if not surely and self._matcher.validate_tokens(spelled) < len(spelled):
             return False
         self._tokens = spelled
         return True
@@ -216,18 +237,25 @@ class Grammar:
         return LOST if "satisfy the grammar" in self._matcher.get_error() else TOO_COMPLEX
 
     def _further(self, count: int, last: int) -> list[int]:
-        """Those behind which the matcher is, up to the first `count` of `_tokens`: one nearly always."""
+        """Those behind which the matcher is, up to the first `count` that it is to follow: one nearly always.
+
+        `last` counts only where it was not taken yet: the tokens by which a grammar begins amid an answer may
+        be spelled otherwise than the answer spelled them.
+        """
         tokens, followed = self._tokens, self._followed
+        known = len(tokens)
         undone = 0
-        while followed and not (
-            len(followed) <= count
-            and followed[-1] == (last if len(followed) == count else tokens[len(followed) - 1])
+        while followed and (
+            len(followed) > count
+            or followed[-1] != (tokens[len(followed) - 1] if len(followed) <= known else last)
         ):
             followed.pop()  # a step was undone, and draws again
             undone += 1
         if undone:
             self._matcher.rollback(undone)
-        further = [*tokens[len(followed) : count - 1], last] if len(followed) < count else []
+        further = tokens[len(followed) : count]
+        if len(followed) + len(further) < count:
+            further.append(last)
         followed += further
         return further
 

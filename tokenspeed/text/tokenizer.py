@@ -85,6 +85,13 @@ class Tokenizer:
                 param=param,
             ) from None
 
+    def encode_inside(self, text: str, *, param: str | None = None) -> list[int]:
+        """The ids of `text` without the space that SentencePiece sets in front of a text."""
+        if not self._adds_space:
+            return self.encode(text, add_special=False, parse_special=False, param=param)
+        before = self._encode(_BEFORE, False, False)
+        return self.encode(_BEFORE + text, add_special=False, parse_special=False, param=param)[len(before) :]
+
     def decode(self, ids: Iterable[int], *, skip_special: bool) -> str:
         """The text of `ids`, with U+FFFD for bytes that are no UTF-8.
 
@@ -109,7 +116,7 @@ class Tokenizer:
                 param="suffix",
             )
         before = [marks.prefix, *self.encode(prefix, add_special=False, parse_special=False, param="prompt")]
-        after = [marks.suffix, *self._encode_inside(suffix, param="suffix")]
+        after = [marks.suffix, *self.encode_inside(suffix, param="suffix")]
         middle = [] if marks.middle is None else [marks.middle]
         first, second = (before, after) if marks.order is Order.PREFIX_FIRST else (after, before)
         gap = [*first, *second, *middle]
@@ -146,13 +153,6 @@ class Tokenizer:
         """The BOS token, where the checkpoint sets one in front of a text."""
         around = self._encode("", True, True)
         return around[:1] if self.bos_id is not None and around[:1] == [self.bos_id] else []
-
-    def _encode_inside(self, text: str, *, param: str) -> list[int]:
-        """The ids of `text` without the space that SentencePiece sets in front of a text."""
-        if not self._adds_space:
-            return self.encode(text, add_special=False, parse_special=False, param=param)
-        before = self._encode(_BEFORE, False, False)
-        return self.encode(_BEFORE + text, add_special=False, parse_special=False, param=param)[len(before) :]
 
     def _encode(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
         backend = self._backend if parse_special else self._plain_backend

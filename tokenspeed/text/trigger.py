@@ -10,8 +10,8 @@ from tokenspeed.text.vocabulary import ByteTable
 class Trigger:
     """Looks for an opener in the tokens of an answer, outside of its thinking.
 
-    That is one of `openers` anywhere, or one of `starts` at the beginning, white space aside. With neither it
-    is the end of the thinking itself.
+    That is one of `openers` anywhere, or one of `starts` at the beginning or directly behind the thinking,
+    white space aside. With neither it is the end of the thinking itself.
     """
 
     __slots__ = (
@@ -24,6 +24,7 @@ class Trigger:
         "_table",
         "_tail",
         "_thinking",
+        "_thought",
     )
 
     def __init__(
@@ -43,43 +44,52 @@ class Trigger:
         self._open, self._close = (mark.encode() for mark in think or ("", ""))
         self._longest = max(map(len, (*self._openers, self._close)), default=1)
         self._thinking = thinking
-        self._begun = thinking  # whether how it begins is known
+        self._thought = thinking  # there is one thinking at most
+        self._begun = not (self._starts or self._open) or (thinking and not self._starts)
         self._tail = b""
+
+    @property
+    def final(self) -> bool:
+        """Whether what triggers is what the grammar must follow, and not only looks as if."""
+        return not (self._openers or self._starts)
 
     def push(self, token: int) -> bytes | None:
         """What the grammar is to follow first, the opener and whatever came with it in the same token; None
         where the answer is still free."""
         text = self._tail + self._table[token]
-        if not self._begun:
+        if not (self._begun or self._thought) and self._open:
             front = text.lstrip()
-            if start := next((start for start in self._starts if front.startswith(start)), None):
-                return front[front.index(start) :]
-            if self._open and front.startswith(self._open):
-                self._thinking, text = True, front[len(self._open) :]
-            expected = (*self._starts, self._open) if self._open else self._starts
-            self._begun = self._thinking or not any(each.startswith(front) for each in expected)
-            if not self._begun:
-                self._tail = text
-                return self._opened(text)
+            if front.startswith(self._open):
+                self._thinking, self._thought, text = True, True, front[len(self._open) :]
         if self._thinking:
             _, mark, rest = text.partition(self._close)
             if not mark:
                 self._tail = text[-self._longest + 1 :]
                 return None
             self._thinking, text = False, rest
-            if not self._openers:
+            if self.final:
                 return text
+        if not self._begun:
+            return self._begin(text)
         self._tail = text[-self._longest + 1 :] if self._longest > 1 else b""
         return self._opened(text)
 
     def before(self, tokens: Sequence[int]) -> int:
         """How many of these can follow before one triggers."""
-        kept = (self._tail, self._thinking, self._begun)
+        kept = (self._tail, self._thinking, self._thought, self._begun)
         count = next(
             (index for index, token in enumerate(tokens) if self.push(token) is not None), len(tokens)
         )
-        self._tail, self._thinking, self._begun = kept
+        self._tail, self._thinking, self._thought, self._begun = kept
         return count
+
+    def _begin(self, text: bytes) -> bytes | None:
+        """All of the answer is `text`, or all behind its thinking."""
+        front = text.lstrip()
+        expected = [*self._starts, *([] if self._thought or not self._open else [self._open])]
+        self._begun = not any(each.startswith(front) for each in expected)
+        self._tail = text[-self._longest + 1 :] if self._begun and self._longest > 1 else text
+        return front if front.startswith(tuple(self._starts)) else self._opened(text)
 
     def _opened(self, text: bytes) -> bytes | None:
         places = [place for opener in self._openers if (place := text.find(opener)) >= 0]

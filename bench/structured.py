@@ -1,0 +1,143 @@
+"""What holding answers to a grammar costs: decode throughput, and time to first token.
+
+    python -m bench structured [--streams 64] [--tokens 256] [--rounds 5] [--shape NAME | --model FOLDER]
+                               [--set table.key=value] [--out FILE]
+
+The server's own engine in this process, without HTTP: the same prompts continued by exactly so many tokens,
+free and held to a JSON schema that lets none of them end, in turns. Then the first token of one request at a
+time: free, held to a schema that is compiled already, and to one that is new each time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import statistics
+import time
+from collections.abc import Sequence
+from itertools import count
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bench.checkpoints import SHAPES, weightless
+from tokenspeed import config
+from tokenspeed.build import Server, build
+from tokenspeed.generation.request import GenerationRequest, SamplingFields, TextPrompt
+from tokenspeed.text.formats import Format, JsonSchema
+
+PROMPT = "def add(a, b):\n" + "    x = 1\n" * 30
+LONG = JsonSchema({"type": "array", "items": {"type": "string", "minLength": 4000}, "minItems": 100})
+CACHE = Path.home() / ".cache" / "tokenspeed-bench"
+GOAL_LOST, GOAL_FIRST = 0.05, 2.0  # of throughput; milliseconds
+_numbers = count()
+
+
+class Answered(NamedTuple):
+    """One answer: seconds to its first token and to its last."""
+
+    first: float
+    last: float
+
+
+async def answered(server: Server, tokens: int, wanted: Format | None, seed: int) -> Answered:
+    """One answer of at most so many tokens."""
+    request = GenerationRequest(
+        f"bench-{next(_numbers)}",
+        (TextPrompt(PROMPT),),
+        SamplingFields(temperature=1.0, seed=seed),
+        max_tokens=tokens,
+        format=wanted,
+        ignore_eos=True,
+    )
+    began = time.perf_counter()
+    first = 0.0
+    generation = await server.generator.start(request)
+    async for _ in generation:
+        first = first or time.perf_counter() - began
+    if wanted in (None, LONG) and generation.usage.completion != tokens:
+        raise SystemExit(f"error: {generation.usage.completion} tokens came, not {tokens}")
+    return Answered(first, time.perf_counter() - began)
+
+
+async def rate(server: Server, streams: int, tokens: int, wanted: Format | None) -> float:
+    """Tokens a second of so many streams at once, from when all have begun to when the last ends."""
+    told = await asyncio.gather(*(answered(server, tokens, wanted, seed) for seed in range(streams)))
+    return streams * (tokens - 1) / (max(each.last for each in told) - max(each.first for each in told))
+
+
+async def throughput(server: Server, streams: int, tokens: int, rounds: int) -> dict[str, Any]:
+    free: list[float] = []
+    held: list[float] = []
+    for _ in range(rounds):
+        free.append(await rate(server, streams, tokens, None))
+        held.append(await rate(server, streams, tokens, LONG))
+    ratios = sorted(b / a for a, b in zip(free, held, strict=True))
+    lost = 1.0 - statistics.median(ratios)
+    print(f"{streams} streams of {tokens} tokens, {rounds} rounds in turns")
+    print(f"  free {statistics.median(free):.0f} tok/s, held {statistics.median(held):.0f}")
+    print(f"  held / free: median {statistics.median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})")
+    print(f"  lost {lost:.1%}; goal: at most {GOAL_LOST:.0%}\n")
+    return {"free": free, "held": held, "ratios": ratios}
+
+
+async def first_tokens(server: Server, rounds: int) -> dict[str, list[float]]:
+    """Milliseconds to the first token of one request at a time, the three kinds in turns."""
+    known = JsonSchema({"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]})
+    await answered(server, 4, known, 0)
+    taken: dict[str, list[float]] = {"free": [], "compiled": [], "new": []}
+    for number in range(8 * rounds):
+        name = f"field {number} of {time.time_ns()}"
+        new = JsonSchema({"type": "object", "properties": {name: {"type": "integer"}}, "required": [name]})
+        kinds: Sequence[tuple[str, Format | None]] = (("free", None), ("compiled", known), ("new", new))
+        for kind, wanted in kinds:
+            taken[kind].append(1e3 * (await answered(server, 4, wanted, number)).first)
+    base = statistics.median(taken["free"])
+    print("the first token of one request at a time, median of milliseconds")
+    for kind, times in taken.items():
+        middle = statistics.median(times)
+        print(f"  {kind:<10}{middle:>7.2f}  {'' if kind == 'free' else f'{middle - base:+.2f}'}")
+    print(f"  goal: at most {GOAL_FIRST:+.0f} for a schema that is compiled already")
+    return taken
+
+
+async def measure(server: Server, streams: int, tokens: int, rounds: int) -> dict[str, Any]:
+    server.engine.start()
+    try:
+        for wanted in (None, LONG):
+            await rate(server, streams, 16, wanted)  # what is compiled and captured at the first use
+        return {
+            "throughput": await throughput(server, streams, tokens, rounds),
+            "first_token_ms": await first_tokens(server, rounds),
+        }
+    finally:
+        await server.engine.stop()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench structured", description=__doc__.partition("\n")[0]
+    )
+    parser.add_argument("--streams", type=int, default=64)
+    parser.add_argument("--tokens", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--shape", choices=sorted(SHAPES), help="random weights of that shape")
+    parser.add_argument("--model", help="a checkpoint; default: the built-in model")
+    parser.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    settings = list(options.set)
+    if options.shape:
+        settings += [f"model.path={weightless(options.shape, CACHE)}", "model.weights=random"]
+    elif options.model:
+        settings.append(f"model.path={options.model}")
+    server = build(
+        config.load(None, settings), stage=lambda name: lambda done, total: None, say=lambda line: None
+    )
+    told = asyncio.run(measure(server, options.streams, options.tokens, options.rounds))
+    if options.out is not None:
+        options.out.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
