@@ -230,7 +230,9 @@ TURNS = st.lists(
     ),
     max_size=4,
 )
-KNOWN = st.sampled_from(sorted(set(MessagesRequest.__struct_fields__) - {"messages", "max_tokens"}))
+# Of a thread the error has a field that is in the beta of the API alone.
+OWN = {"messages", "max_tokens", "thread"}
+KNOWN = st.sampled_from(sorted(set(MessagesRequest.__struct_fields__) - OWN))
 
 
 @settings(max_examples=200, deadline=None)

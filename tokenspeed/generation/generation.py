@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from tokenspeed.core.request import Event, Finished, FinishReason, PromptScored, TokenDelta
 from tokenspeed.engine.streams import Stream
-from tokenspeed.errors import EngineError
+from tokenspeed.errors import EngineError, RequestError, TokenSpeedError
+from tokenspeed.generation.holding import named
 from tokenspeed.generation.lines import Lines
 from tokenspeed.generation.merge import Merged
 from tokenspeed.generation.outputs import (
@@ -24,6 +25,7 @@ from tokenspeed.generation.outputs import (
 from tokenspeed.generation.request import ChatPrompt, GenerationRequest, Prompt
 from tokenspeed.generation.style import Style
 from tokenspeed.generation.text import ChoiceText, ScoredToken, score_prompt
+from tokenspeed.text.grammar import TOO_COMPLEX
 from tokenspeed.text.parsing.parts import Arguments, Call, Parser, Part, Reasoning, Text
 from tokenspeed.text.tokenizer import Tokenizer
 
@@ -282,7 +284,7 @@ class Generation:
         if self._over[choice]:
             return
         if event.reason in (FinishReason.ERROR, FinishReason.CANCELLED):
-            raise EngineError(event.error or "the request was cancelled")
+            raise _failed(self._request, event.error or "the request was cancelled")
         self._generated[choice] = event.completion_tokens
         state = self._texts[choice]
         text = state.flush()
@@ -302,6 +304,13 @@ class Generation:
         scores = score_prompt(self._tokenizer, encoded.ids, event.logprobs, encoded.silent)
         n = self._request.n
         self._echoes += [Delta(prompt * n + choice, encoded.text, scores) for choice in range(n)]
+
+
+def _failed(request: GenerationRequest, why: str) -> TokenSpeedError:
+    """Who has to act: a grammar that turns out to be too complex amid the answer is the client's to mend."""
+    if why == TOO_COMPLEX:
+        return named(request, RequestError(f"cannot be held to: {why}", code="invalid_grammar"))
+    return EngineError(why)
 
 
 def _continues(prompt: Prompt) -> bool:

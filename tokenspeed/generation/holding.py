@@ -56,7 +56,7 @@ class Holder:
         try:
             source = self._source(tools, wanted, "" if free else before)
         except RequestError as error:
-            raise _named(request, error) from None
+            raise named(request, error) from None
         return Hold(source, self._trigger(tools, free, opened))
 
     def knows(self, hold: Hold) -> bool:
@@ -71,13 +71,13 @@ class Holder:
         except RequestError as error:
             loosened = self._loosened(request)
             if loosened is None:
-                raise _named(request, error) from None
+                raise named(request, error) from None
         again = self.hold(loosened, opened=opened)
         assert again is not None
         try:
             return self._grammars.follow(again.source, again.trigger)
         except RequestError as error:
-            raise _named(request, error) from None
+            raise named(request, error) from None
 
     def _thinking(self, think: Think) -> str:
         """Rules of which `before` is the thinking that an answer may begin with."""
@@ -149,7 +149,7 @@ def _any(tool: Tool) -> Tool:
     return replace(tool, parameters={"type": "object"})
 
 
-def _named(request: GenerationRequest, error: RequestError) -> RequestError:
+def named(request: GenerationRequest, error: RequestError) -> RequestError:
     """The error with the field that it is about."""
     name = request.name("tools" if request.format is None else "format")
     return RequestError(f"{name} {error}", param=name, code=error.code)
