@@ -45,7 +45,7 @@ def beginnings(texts: Sequence[str], count: int) -> list[str]:
     found = []
     for text in texts:
         first = next(_begun(text), None)
-        if first is not None:
+        if first is not None and first not in found:
             found.append(first)
     return found[:count]
 
