@@ -4,7 +4,7 @@
                                [--set table.key=value] [--out FILE]
 
 The server's own engine in this process, without HTTP: the same prompts continued by exactly so many tokens,
-free and held to a JSON schema that lets none of them end, in turns. Then the first token of one request at a
+free and held to JSON schemas that let none of them end, in turns. Then the first token of one request at a
 time: free, held to a schema that is compiled already, and to one that is new each time.
 """
 
@@ -27,7 +27,28 @@ from tokenspeed.generation.request import GenerationRequest, SamplingFields, Tex
 from tokenspeed.text.formats import Format, JsonSchema
 
 PROMPT = "def add(a, b):\n" + "    x = 1\n" * 30
-LONG = JsonSchema({"type": "array", "items": {"type": "string", "minLength": 4000}, "minItems": 100})
+ITEM = {
+    "type": "object",
+    "properties": {
+        "id": {"type": "integer", "minimum": 0, "maximum": 9999},
+        "name": {"type": "string", "maxLength": 16},
+        "kind": {"enum": ["red", "green", "blue"]},
+        "tags": {"type": "array", "items": {"enum": ["new", "old", "odd"]}, "maxItems": 3},
+    },
+    "required": ["id", "name", "kind", "tags"],
+    "additionalProperties": False,
+}
+# None of them can end before the answer is cut. A long text allows most tokens everywhere, an object few at
+# most; short texts allow those that are short enough, which takes longest to find out.
+HELD = {
+    "long texts": JsonSchema(
+        {"type": "array", "items": {"type": "string", "minLength": 4000}, "minItems": 100}
+    ),
+    "short texts": JsonSchema(
+        {"type": "array", "items": {"type": "string", "maxLength": 12}, "minItems": 100_000}
+    ),
+    "objects": JsonSchema({"type": "array", "items": ITEM, "minItems": 100_000}),
+}
 CACHE = Path.home() / ".cache" / "tokenspeed-bench"
 GOAL_LOST, GOAL_FIRST = 0.05, 2.0  # of throughput; milliseconds
 _numbers = count()
@@ -55,7 +76,7 @@ async def answered(server: Server, tokens: int, wanted: Format | None, seed: int
     generation = await server.generator.start(request)
     async for _ in generation:
         first = first or time.perf_counter() - began
-    if wanted in (None, LONG) and generation.usage.completion != tokens:
+    if (wanted is None or wanted in HELD.values()) and generation.usage.completion != tokens:
         raise SystemExit(f"error: {generation.usage.completion} tokens came, not {tokens}")
     return Answered(first, time.perf_counter() - began)
 
@@ -67,17 +88,25 @@ async def rate(server: Server, streams: int, tokens: int, wanted: Format | None)
 
 
 async def throughput(server: Server, streams: int, tokens: int, rounds: int) -> dict[str, Any]:
+    """Each that is held is compared with the free ones just before and behind it."""
     free: list[float] = []
-    held: list[float] = []
+    held: dict[str, list[float]] = {name: [] for name in HELD}
+    ratios: dict[str, list[float]] = {name: [] for name in HELD}
     for _ in range(rounds):
         free.append(await rate(server, streams, tokens, None))
-        held.append(await rate(server, streams, tokens, LONG))
-    ratios = sorted(b / a for a, b in zip(free, held, strict=True))
-    lost = 1.0 - statistics.median(ratios)
-    print(f"{streams} streams of {tokens} tokens, {rounds} rounds in turns")
-    print(f"  free {statistics.median(free):.0f} tok/s, held {statistics.median(held):.0f}")
-    print(f"  held / free: median {statistics.median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})")
-    print(f"  lost {lost:.1%}; goal: at most {GOAL_LOST:.0%}\n")
+        for name, wanted in HELD.items():
+            held[name].append(await rate(server, streams, tokens, wanted))
+            free.append(await rate(server, streams, tokens, None))
+            ratios[name].append(2 * held[name][-1] / sum(free[-2:]))
+    print(
+        f"{streams} streams of {tokens} tokens, {rounds} rounds in turns; medians, and the least and largest"
+    )
+    print(f"  {'free':<12}{statistics.median(free):>7.0f} tok/s")
+    for name, found in ratios.items():
+        middle = statistics.median(found)
+        told = f"{statistics.median(held[name]):>7.0f} tok/s, held / free {middle:.3f}"
+        print(f"  {name:<12}{told} ({min(found):.3f} to {max(found):.3f}), lost {1.0 - middle:.1%}")
+    print(f"  goal: at most {GOAL_LOST:.0%} lost\n")
     return {"free": free, "held": held, "ratios": ratios}
 
 
@@ -104,7 +133,7 @@ async def first_tokens(server: Server, rounds: int) -> dict[str, list[float]]:
 async def measure(server: Server, streams: int, tokens: int, rounds: int) -> dict[str, Any]:
     server.engine.start()
     try:
-        for wanted in (None, LONG):
+        for wanted in (None, *HELD.values()):
             await rate(server, streams, 16, wanted)  # what is compiled and captured at the first use
         return {
             "throughput": await throughput(server, streams, tokens, rounds),
