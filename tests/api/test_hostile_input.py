@@ -20,7 +20,7 @@ from tokenspeed.text.template import ChatTemplate
 from tokenspeed.text.tokenizer import Tokenizer
 
 SOON = 10.0  # seconds in which every request is answered
-STALL = 10.0  # seconds that the loop may work between two tokens of another stream: mostly a thousandth
+STALL = 1.0  # seconds that the loop may work between two tokens of another stream: mostly a thousandth
 LLAMACPP = ("/completion", "/infill", "/tokenize", "/detokenize", "/apply-template")
 OTHER = {"prompt": "Somebody else", "max_tokens": 400, "ignore_eos": True, "stream": True}
 # What no single type takes all of.
