@@ -179,11 +179,11 @@ class Scheduler:
                 take_asked(sequence, row, given, events)
             if (ending := take_token(sequence, row, given, held, events)) is not None:
                 events.append((sequence, self._finish(sequence, ending)))
-            elif free and sequence.in_flight and sequence.held:  # it has become so with this very token
-                sequence.recall()
             learns = sequence.speculates and (sequence.prospects is not None or speculation.takes_more)
             if learns and row.draw is not None and sequence.epoch == epoch:
                 speculation.learn(sequence, row, given.guessed, held, held + 1)
+            if free and sequence.in_flight and sequence.held:  # it has become so with this very token
+                sequence.recall()
         if work.verifies or work.rounds:
             speculation.step(self.costs.costs, work, drafts_held, result.idle)
         return events

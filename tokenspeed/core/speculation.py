@@ -111,7 +111,7 @@ class Speculation:
         self._found = [Outcome(chance) for chance in FOUND]
         self._class = [max(n for n, least in enumerate(CLASSES) if least <= c) for c in range(LONGEST + 1)]
         self._guessed = [Outcome(GUESSED) for _ in range(options.most_drafts)]
-        self.gap = GAP  # seconds that the device waits for a step that needs the result of the one before
+        self._gap = GAP  # seconds that the device waits for a step that needs the result of the one before
         self._tracked = 0  # sequences whose drafts are looked up
         self._most_tracked = 1
         self._worth = 0.0  # of a step's time, what drafts have saved lately
@@ -167,7 +167,7 @@ class Speculation:
         """A step was done with drafts, of which so many held, and for which the device waited `idle` seconds,
         or one in which the draft model caught up."""
         if work.verifies:
-            self.gap += (min(idle, 10.0 * self.gap) - self.gap) / GAP_MEMORY
+            self._gap += (min(idle, 10.0 * self._gap) - self._gap) / GAP_MEMORY
         plain = costs.seconds(work._replace(drafts=0, verifies=0, rounds=0, guesses=0, late=0))
         spent, saved = costs.seconds(work) - plain, held * plain / max(work.rows, 1)
         self.counts.spent += spent
@@ -233,7 +233,7 @@ class Speculation:
             return False
         ahead = [s for s in running if s.in_flight and s.pending == 1]
         work = Work(len(ahead), read=sum([s.planned + 1 for s in ahead]))
-        terms = Terms(costs, work, room, self.gap)
+        terms = Terms(costs, work, room, self._gap)
         offers = self._offers(ahead, 1, terms)
         self._skipped = self._skips = 0
         if self._chosen(offers, terms):
@@ -245,7 +245,7 @@ class Speculation:
         self, ready: Iterable[core.Sequence], costs: Costs, work: Work, room: Room
     ) -> list[tuple[core.Sequence, Carried]]:
         """What the rows of these sequences, whose tokens are all known, carry in a step of that `work`."""
-        terms = Terms(costs, work, room, self.gap)
+        terms = Terms(costs, work, room, self._gap)
         found = []
         for offer, count in self._chosen(self._offers(ready, 0, terms), terms):
             sequence, prospects = offer.sequence, offer.sequence.prospects

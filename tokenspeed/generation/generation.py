@@ -101,9 +101,9 @@ class Parsed:
         if self._thinking:
             self.reasoning += tokens
 
-    def flush(self, scores: tuple[ScoredToken, ...], outputs: Outputs) -> None:
+    def flush(self, outputs: Outputs) -> None:
         """No more text comes."""
-        self._add(self._parser.flush(), scores, 0, outputs)
+        self._add(self._parser.flush(), (), 0, outputs)
         if self._scores:
             outputs.add(Delta(self._choice, "", self._scores))
 
@@ -274,7 +274,7 @@ class Generation:
         self._over[choice] = True
         parsed = self._parsed[choice]
         if parsed is not None:
-            parsed.flush((), outputs)
+            parsed.flush(outputs)
             if parsed.calls and reason == "stop" and stop is None:
                 reason = "tool_calls"
         outputs.end(Ended(choice, reason, stop))

@@ -11,10 +11,7 @@ import secrets
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from tokenspeed.core.request import (
-    Request,
-    Sampling,
-)
+from tokenspeed.core.request import Request, Sampling
 from tokenspeed.engine.engine import Engine
 from tokenspeed.engine.streams import Stream
 from tokenspeed.errors import RequestError
@@ -119,6 +116,8 @@ class Generator:
 
     async def _constraint(self, request: GenerationRequest, *, opened: bool) -> MakeConstraint | None:
         """What holds the answers. In a thread a long grammar is written, and one that is new is compiled."""
+        if request.tools is None and request.format is None:
+            return None
         if is_long(request.prompts) or is_long_format(request.format):
             async with self._compiling:
                 return await asyncio.to_thread(self._constraint_at_once, request, opened)
