@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tokenspeed.model.randomness import uniform
-from tokenspeed.model.ranking import nucleus, pick, pick_each, top_ids
+from tokenspeed.model.ranking import nucleus, pick, top_ids
 
 # Few different values, so that equals abound; lengths on both sides of the block size.
 rows = st.lists(st.sampled_from([-np.inf, -40.0, -3.0, -0.5, 0.0]), min_size=0, max_size=400).map(
@@ -50,11 +50,10 @@ def test_picking_inverts_the_cumulative_sum_and_passes_over_weights_of_zero(
 ) -> None:
     weights = np.exp(row)
     reached = np.cumsum(weights, dtype=np.float64)
-    [in_blocks] = pick_each(np.stack([weights]), np.array([chance])).tolist()
-    for token in (pick(weights, chance), in_blocks):
-        assert weights[token] > 0
-        assert reached[token] - weights[token] <= chance * reached[-1] + 1e-9
-        assert reached[token] >= chance * reached[-1] - 1e-9
+    token = pick(weights, chance)
+    assert weights[token] > 0
+    assert reached[token] - weights[token] <= chance * reached[-1] + 1e-9
+    assert reached[token] >= chance * reached[-1] - 1e-9
 
 
 def test_a_nucleus_ends_where_its_mass_is_reached_exactly() -> None:
@@ -67,21 +66,12 @@ def test_a_weight_of_zero_is_not_picked_at_either_end() -> None:
     weights[[130, 140]] = 1.0
     for chance, token in ((0.0, 130), (ALMOST_ONE, 140)):
         assert pick(weights, chance) == token
-        assert pick_each(weights[None], np.array([chance])).tolist() == [token]
 
 
 def test_rounding_never_picks_beyond_the_end() -> None:
     weights = np.random.default_rng(0).random((3000, 128), dtype=np.float32)
     weights[:, 100:] = 0.0
-    assert pick_each(weights, np.full(3000, ALMOST_ONE)).max() < 100
-
-
-@given(chance=chances, batch=st.integers(1, 5), at=st.integers(0, 4))
-def test_picking_for_many_rows_is_picking_for_each(chance: float, batch: int, at: int) -> None:
-    at = min(at, batch - 1)
-    weights = np.random.default_rng(at).random((batch, 333), dtype=np.float32)
-    each = np.full(batch, chance)
-    assert pick_each(weights, each)[at] == pick_each(weights[at : at + 1], each[:1])[0]
+    assert max(pick(row, ALMOST_ONE) for row in weights) < 100
 
 
 def test_uniform_numbers_are_those_of_splitmix64() -> None:

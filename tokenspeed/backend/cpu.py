@@ -17,6 +17,7 @@ from tokenspeed.backend.results import STOPPED
 from tokenspeed.core.plan import Capacity, StepPlan, StepResult
 from tokenspeed.errors import ConfigError, EngineError, EngineStoppedError
 from tokenspeed.model.batch import Decoder
+from tokenspeed.model.cpu import drawing
 from tokenspeed.model.draft import Draft
 from tokenspeed.model.spec import ModelSpec
 
@@ -52,6 +53,7 @@ class CpuBackend:
         for each in self._decoders:
             each.allocate(capacity.blocks)
             each.warm_up()
+        drawing.warm_up()
         guesser = None if draft is None else Guesser(draft, block_size=block_size, vocab_size=vocab_size)
         self._capacity = capacity
         self._executor = Executor(decoder, block_size=block_size, vocab_size=vocab_size, guesser=guesser)

@@ -12,7 +12,7 @@ Logits = NDArray[np.float32]
 Ids = NDArray[np.intp]
 Sums = NDArray[np.float64]
 
-STRIDE = 64  # entries of a row that share one maximum, or one partial sum
+STRIDE = 64  # entries of a row that share one maximum
 NUCLEUS_GUESS = 64  # entries ranked at first when looking for a nucleus
 BIN_WIDTH = 1 / 64  # of log-probability, in nats; where a nucleus ends is looked for bin by bin
 BINS = 2048  # the last one takes the whole tail
@@ -63,31 +63,6 @@ def pick(weights: NDArray[Float], chance: float) -> int:
     Weights are not negative and not all 0; an index of weight 0 is never picked.
     """
     reached = np.cumsum(weights, dtype=np.float64)
-    return int(_fallen_on(reached[None], np.array([chance * reached[-1]]))[0])
-
-
-def pick_each(weights: Logits, chances: Sums) -> Ids:
-    """`pick` for every row of weights [rows, vocab]; sums up entry by entry in one block of a row only."""
-    rows, vocab = weights.shape
-    columns = vocab // STRIDE
-    blocks = weights[:, : columns * STRIDE].reshape(rows, columns, STRIDE).sum(axis=2, dtype=np.float64)
-    rest = weights[:, columns * STRIDE :].sum(axis=1, dtype=np.float64)
-    reached = np.cumsum(np.column_stack([blocks, rest]), axis=1)  # [rows, columns + 1]
-    targets = chances * reached[:, -1]
-    block = _fallen_on(reached, targets)
-    each = np.arange(rows)
-    before = np.where(block > 0, reached[each, block - 1], 0.0)
-    ids = block[:, None] * STRIDE + np.arange(STRIDE)  # [rows, STRIDE]; those beyond the vocabulary weigh 0
-    inside = np.where(ids < vocab, weights[each[:, None], np.minimum(ids, vocab - 1)], 0.0)
-    return block * STRIDE + _fallen_on(np.cumsum(inside, axis=1), targets - before)
-
-
-def _fallen_on(reached: Sums, targets: Sums) -> Ids:
-    """For each row of ascending sums, the first entry to pass its target.
-
-    Going past equal sums goes past entries of weight 0; where rounding lets no entry pass the target, it is
-    the last one of positive weight.
-    """
-    passed: Ids = (reached <= targets[:, None]).sum(axis=1)
-    last: Ids = (reached < reached[:, -1:]).sum(axis=1)
-    return np.minimum(passed, last)
+    passed = np.searchsorted(reached, chance * reached[-1], side="right")  # past equal sums: weights of 0
+    last = np.searchsorted(reached, reached[-1], side="left")  # where rounding lets nothing pass
+    return int(min(passed, last))

@@ -18,19 +18,22 @@ from torch import Tensor
 
 from tokenspeed.core.plan import Draw
 from tokenspeed.core.request import Sampling, TokenLogprob
+from tokenspeed.model.cpu import drawing
 from tokenspeed.model.randomness import uniform
-from tokenspeed.model.ranking import Ids, Logits, Sums, nucleus, pick, pick_each, prefix_reaching, top_ids
+from tokenspeed.model.ranking import Ids, Logits, nucleus, pick, prefix_reaching, top_ids
 
 NOT_FINITE = "the logits were not finite"
 NOTHING_ALLOWED = "no token is left to sample: all are banned"
 Mask = NDArray[np.int32]  # [words]
-AT_ONCE = 1 << 22  # logits weighed together: 16 MiB of them
+AT_ONCE = 1 << 22  # logits copied together: 16 MiB of them
 # What is added to eight logits, by the bits that allow them: takes as long for any mask.
 _ADDED = np.where(
     np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little"), 0, -np.inf
 )
 _ADDED = _ADDED.astype(np.float32)
 COLDEST = 1e-30  # a temperature below this divides differences of logits to infinity just the same
+HOTTEST = 1e30  # and one above to nothing
+FAULTS = {drawing.NOT_FINITE: NOT_FINITE, drawing.NOTHING_LEFT: NOTHING_ALLOWED}
 
 
 class Sampled(NamedTuple):
@@ -52,10 +55,6 @@ def sample(
     error of that row.
     """
     rows: Logits = logits.cpu().numpy()
-    # Of these nobody asks what the model itself thought.
-    cut = [n for n in masks if _is_untouched(draws[n]) and math.isfinite(rows[n].max())]
-    for number in cut:
-        _forbid(rows[number], masks[number])
     plain = [number for number, draw in enumerate(draws) if _is_plain(draw)]
     free = [number for number, draw in enumerate(draws) if _is_free(draw)]
     others = sorted({*range(len(draws))} - {*plain, *free})
@@ -63,12 +62,14 @@ def sample(
         number: _sample_row(rows[number], draws[number], masks.get(number)) for number in others
     }
     # Most rows need no more than this, and all of them at once.
+    cut = [number for number in plain if number in masks and math.isfinite(rows[number].max())]
+    for number in cut:
+        _forbid(rows[number], masks[number])
     for numbers in _in_parts(plain, rows.shape[1]):
         sampled |= zip(numbers, _greedy(_rows(rows, numbers)), strict=True)
-    for numbers in _in_parts(free, rows.shape[1]):
-        drawn = _draw_free(_rows(rows, numbers), [draws[number] for number in numbers])
-        sampled |= zip(numbers, drawn, strict=True)
     sampled |= {number: Sampled(0, error=NOTHING_ALLOWED) for number in cut if sampled[number].error}
+    if free:
+        sampled |= zip(free, _draw_free(rows, free, [draws[number] for number in free], masks), strict=True)
     return [sampled[number] for number in range(len(draws))]
 
 
@@ -117,38 +118,32 @@ def _rows(rows: Logits, numbers: list[int]) -> Logits:
 
 def _greedy(rows: Logits) -> list[Sampled]:
     best = rows.argmax(axis=1)  # the first of equals; a NaN counts as the greatest
-    return _told(best, np.isfinite(rows[np.arange(len(rows)), best]))
+    finite = np.isfinite(rows[np.arange(len(rows)), best])
+    both = zip(best.tolist(), finite.tolist(), strict=True)
+    return [Sampled(token) if told else Sampled(0, error=NOT_FINITE) for token, told in both]
 
 
-def _draw_free(rows: Logits, draws: Sequence[Draw]) -> list[Sampled]:
-    peaks = rows.max(axis=1)
-    finite = np.isfinite(peaks)
-    if not finite.all():
-        rows, peaks = np.where(finite[:, None], rows, 0.0).astype(np.float32), np.where(finite, peaks, 0.0)
-    return _told(_pick_free(rows, peaks.astype(np.float32), draws), finite)
-
-
-def _pick_free(rows: Logits, peaks: Logits, draws: Sequence[Draw]) -> Ids:
-    """A token of the whole vocabulary for each row of logits [rows, vocab] with finite greatest `peaks`."""
+def _draw_free(
+    rows: Logits, numbers: Sequence[int], draws: Sequence[Draw], masks: Mapping[int, Mask]
+) -> list[Sampled]:
+    """A token of the whole vocabulary, or of what its mask allows, for each of the rows `numbers`."""
     temperatures = np.array([draw.sampling.temperature for draw in draws])
-    weights = _scaled(rows, peaks[:, None], temperatures[:, None])
-    np.exp(weights, out=weights)
-    return pick_each(weights, np.array([uniform(draw.seed, draw.position) for draw in draws]))
+    tokens = drawing.draw_rows(
+        rows,
+        np.array(numbers),
+        np.array([masks[number].ctypes.data if number in masks else 0 for number in numbers]),
+        (1.0 / np.clip(temperatures, COLDEST, HOTTEST)).astype(np.float32),
+        np.array([uniform(draw.seed, draw.position) for draw in draws]),
+    )
+    return [Sampled(token) if token >= 0 else Sampled(0, error=FAULTS[token]) for token in tokens.tolist()]
 
 
-def _scaled(logits: Logits, peaks: Logits | float, temperatures: Sums | float) -> Logits:
-    """(logits - peaks) / temperatures: log-probabilities but for a common term; the greatest is 0."""
-    scaled: Logits = logits - np.float32(peaks)
+def _scaled(logits: Logits, peak: float, temperature: float) -> Logits:
+    """(logits - peak) / temperature: log-probabilities but for a common term; the greatest is 0."""
+    scaled: Logits = logits - np.float32(peak)
     with np.errstate(over="ignore"):  # a tiny temperature makes all but the greatest -inf, as it should
-        scaled /= np.maximum(temperatures, COLDEST).astype(np.float32)
+        scaled /= np.float32(max(temperature, COLDEST))
     return scaled
-
-
-def _told(tokens: Ids, finite: NDArray[np.bool_]) -> list[Sampled]:
-    sampled = [Sampled(token) for token in tokens.tolist()]
-    for row in np.flatnonzero(~finite).tolist():
-        sampled[row] = Sampled(0, error=NOT_FINITE)
-    return sampled
 
 
 def _sample_row(row: Logits, draw: Draw, mask: Mask | None = None) -> Sampled:
@@ -198,7 +193,7 @@ def _draw(logits: Logits, peak: float, draw: Draw) -> int:
     """Draw by inverting the cumulative distribution of what the filters leave."""
     if _is_unfiltered(draw.sampling):
         # The same path as many rows at once take, so that asking for more never changes the token.
-        return int(_pick_free(logits[None], np.array([peak], dtype=np.float32), [draw])[0])
+        return _draw_free(logits[None], [0], [draw], {})[0].token
     ids, weights = _filtered(logits, peak, draw.sampling)
     return int(ids[pick(weights, uniform(draw.seed, draw.position))])
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenspeed.model.cpu.jit import cached
+from tokenspeed.model.cpu.jit import cached, source_digest
 from tokenspeed.model.cpu.layout import JOB, LINE, Memory, Shape, Sizes
 from tokenspeed.model.cpu.memory import Arena
 from tokenspeed.model.cpu.network import run_pass
@@ -27,14 +25,6 @@ Enter = Callable[..., None]
 def entry() -> Enter:
     """The compiled function that every thread of a team runs."""
     return compiled_entry(source_digest())
-
-
-def source_digest() -> str:
-    """A fingerprint of all kernels' sources."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
 
 
 def compiled_entry(digest: str) -> Enter:

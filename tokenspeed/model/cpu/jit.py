@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numba
@@ -49,6 +51,14 @@ def cached(function: Function) -> Function:
     except RuntimeError:  # numba found no folder to keep it in
         compiled = njit(function)
     return cast(Function, compiled)
+
+
+def source_digest() -> str:
+    """A fingerprint of all kernels' sources."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def intrinsic(function: Callable[..., Any]) -> Callable[..., Any]:

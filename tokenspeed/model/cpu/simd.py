@@ -204,6 +204,44 @@ def keep(typing: Any, value: Any, first: Any, end: Any, fill: Any) -> Any:
 
 
 @intrinsic
+def where_set(typing: Any, address: Any, value: Any, other: Any) -> Any:
+    """`value` in the lanes whose bits are set in the sixteen at `address`, the lowest first; else `other`."""
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        address, value, other = arguments
+        bits = builder.load(pointer(builder, address, int16), align=2)
+        lanes = builder.bitcast(bits, ir.VectorType(ir.IntType(1), LANES))
+        return builder.select(lanes, value, broadcast(builder, other, float_lanes))
+
+    return f32x16(types.intp, f32x16, types.float32), emit
+
+
+@intrinsic
+def where_above(typing: Any, left: Any, bound: Any, value: Any) -> Any:
+    """`value` in the lanes where `left` is greater than `bound`; else 0."""
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        left, bound, value = arguments
+        above = builder.fcmp_ordered(">", left, broadcast(builder, bound, float_lanes))
+        return builder.select(above, value, every_lane(float_lanes, 0.0))
+
+    return f32x16(f32x16, types.float32, f32x16), emit
+
+
+@intrinsic
+def flag_nan(typing: Any, value: Any, flags: Any) -> Any:
+    """`flags`, and 1 in the lanes where `value` is NaN."""
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        value, flags = arguments
+        return builder.select(
+            builder.fcmp_unordered("uno", value, value), every_lane(float_lanes, 1.0), flags
+        )
+
+    return f32x16(f32x16, f32x16), emit
+
+
+@intrinsic
 def greater(typing: Any, left: Any, right: Any) -> Any:
     """The larger of each pair of lanes; a NaN on the right wins, one on the left loses."""
 
