@@ -34,6 +34,7 @@ class Toy:
         self.active = opener is None
         self.before = 0  # tokens of the answer, up to the opener
         self.taken: list[int] = []
+        self.followed: list[int] = []  # behind those taken
         self.filled = 0
 
     def allowed(self, more: Sequence[int] = ()) -> set[int]:
@@ -48,6 +49,7 @@ class Toy:
             kept = list(tokens).index(self.opener) + 1 if self.active else len(tokens)
             self.before += kept
             return kept
+        self.followed = []
         for token in tokens:
             assert token in self.allowed(), "a token was drawn that was forbidden"
             self.taken.append(token)
@@ -60,13 +62,27 @@ class Toy:
             (n for n, draft in enumerate(drafts) if draft not in self.allowed(drafts[:n])), len(drafts)
         )
 
-    def fill(self, masks: NDArray[np.int32], count: int, last: int, drafts: Sequence[int]) -> str | None:
+    def follow(self, count: int, last: int, drawn: Sequence[int]) -> int:
+        ahead = self.ahead(count, last)
+        kept = 0
+        while kept < len(drawn) and drawn[kept] in self.allowed([*ahead, *drawn[:kept]]):
+            kept += 1
+        if count - self.before <= self.breaks < count - self.before + kept:
+            kept = self.breaks - (count - self.before)
+        self.followed = [*ahead, *drawn[:kept]]
+        return kept
+
+    def ahead(self, count: int, last: int) -> list[int]:
+        """Of the answer's first `count` tokens, those not yet taken."""
         assert self.active
+        more = count - self.before - len(self.taken)
+        assert 0 <= more <= len(self.followed) + 1
+        return [*self.followed[: more - 1], last] if more else []
+
+    def fill(self, masks: NDArray[np.int32], count: int, last: int, drafts: Sequence[int]) -> str | None:
         self.filled += 1
-        known = count - self.before
-        assert known in (len(self.taken), len(self.taken) + 1)
-        ahead = [last] if known > len(self.taken) else []
-        if known == self.breaks:
+        ahead = self.ahead(count, last)
+        if count - self.before == self.breaks:
             return FAULT
         for row, mask in enumerate(masks):
             allowed = self.allowed([*ahead, *drafts[:row]])

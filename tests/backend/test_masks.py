@@ -4,23 +4,68 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import torch
+from numpy.typing import NDArray
 
 from tests.backend.test_executor import Wrapped, blocks_of, executor_of
 from tests.backend.test_stepper import SAMPLINGS
 from tests.toys import FAULT, Toy
+from tokenspeed.backend.executor import Executor
 from tokenspeed.backend.masks import fill_masks
 from tokenspeed.core.plan import Draw, Held, Row, RowResult, StepPlan
 from tokenspeed.core.request import Sampling
 from tokenspeed.model.cuda.network import Bounds
-from tokenspeed.model.sampler import NOTHING_ALLOWED, sample
+from tokenspeed.model.sampler import NOTHING_ALLOWED, TRIES, sample, sample_some
 
 GREEDY = Sampling(temperature=0.0)
 PROMPTS = [(1, 2, 3, 4, 5, 6, 7), (9,), tuple(range(20, 43)), (50, 51, 50), (8, 8, 8, 8)]
-Run = Callable[..., tuple[RowResult, ...]]
+FILTERED = Sampling(temperature=1.3, top_k=9, top_p=0.9, seed=6)
+
+
+def stepping(executor: Executor) -> Callable[..., tuple[RowResult, ...]]:
+    return lambda *rows: executor.execute(StepPlan(0, rows)).rows
+
+
+class Run(NamedTuple):
+    """A backend, and how it draws one held token of logits [1, vocab]."""
+
+    step: Callable[..., tuple[RowResult, ...]]
+    draw: Callable[[torch.Tensor, Draw, NDArray[np.int32]], int]
+
+    def __call__(self, *rows: Row) -> tuple[RowResult, ...]:
+        return self.step(*rows)
+
+    def continued(
+        self, tiny: Any, prompt: Sequence[int], sampling: Sampling, count: int, toy: Toy
+    ) -> tuple[int, ...]:
+        """The `count` tokens that follow the prompt, one after the other, held to a toy."""
+        tokens = list(prompt)
+        for _ in range(count):
+            bits = np.zeros(64, np.uint8)
+            bits[list(toy.allowed())] = 1
+            mask = np.packbits(bits, bitorder="little").view(np.int32)
+            tokens.append(self.draw(tiny.logits(tokens)[-1:], tiny.draw(sampling, prompt, tokens), mask))
+            toy.take(tokens[-1:])
+        return tuple(tokens[len(prompt) :])
+
+
+def of_the_allowed(logits: torch.Tensor, draw: Draw, mask: NDArray[np.int32]) -> int:
+    return sample(logits, [draw], {0: mask})[0].token
+
+
+def of_all_first(logits: torch.Tensor, draw: Draw, mask: NDArray[np.int32]) -> int:
+    """A few times from everything, if no filter needs to know before; then from what is allowed."""
+    if draw.sampling.top_k:
+        return of_the_allowed(logits, draw, mask)
+    for again in range(TRIES):
+        token = sample_some(logits, {0: draw}, {}, again=again)[0].token
+        if mask[token // 32] >> token % 32 & 1:
+            return token
+    return sample_some(logits, {0: draw}, {0: mask}, again=TRIES)[0].token
 
 
 @pytest.fixture(params=["executor", "stepper", "few logits at once"])
@@ -28,27 +73,14 @@ def run(tiny: Any, make_stepper: Any, request: pytest.FixtureRequest) -> Run:
     """Both backends; a stepper's passes are made in parts where there is room for few logits."""
     if request.param == "executor":
         executor = executor_of(tiny, tiny.decoder())
-        return lambda *rows: executor.execute(StepPlan(0, rows)).rows
+        return Run(stepping(executor), of_all_first)
     stepper = make_stepper(Bounds(64, 8, 5 if "few" in request.param else 8, 48, few=4))
-    return lambda *rows: stepper.end(stepper.begin(StepPlan(0, rows))).rows
+    return Run(lambda *rows: stepper.end(stepper.begin(StepPlan(0, rows))).rows, of_the_allowed)
 
 
 def held(tiny: Any, sampling: Sampling, prompt: Sequence[int], tokens: Sequence[int], toy: Toy) -> Draw:
     """The draw of the token that follows `tokens`."""
     return tiny.draw(sampling, prompt, tokens)._replace(held=Held(toy, len(toy.taken)))  # type: ignore[no-any-return]
-
-
-def continued(tiny: Any, prompt: Sequence[int], sampling: Sampling, count: int, toy: Toy) -> tuple[int, ...]:
-    """The `count` tokens that follow the prompt, one after the other, held to a toy."""
-    tokens = list(prompt)
-    for _ in range(count):
-        bits = np.zeros(64, np.uint8)
-        bits[list(toy.allowed())] = 1
-        mask = np.packbits(bits, bitorder="little").view(np.int32)
-        [sampled] = sample(tiny.logits(tokens)[-1:], [tiny.draw(sampling, prompt, tokens)], {0: mask})
-        toy.take([sampled.token])
-        tokens.append(sampled.token)
-    return tuple(tokens[len(prompt) :])
 
 
 def test_rows_in_chunks_beside_free_ones_are_held_as_alone(tiny: Any, run: Run) -> None:
@@ -75,7 +107,9 @@ def test_rows_in_chunks_beside_free_ones_are_held_as_alone(tiny: Any, run: Run) 
     for number, (tokens, prompt) in enumerate(zip(known, PROMPTS, strict=True)):
         answer = tuple(tokens[len(prompt) :][:12])
         if number % 2 == 0:
-            assert answer == continued(tiny, prompt, SAMPLINGS[number], 12, Toy(tiny.vocab, part=2 + number))
+            assert answer == run.continued(
+                tiny, prompt, SAMPLINGS[number], 12, Toy(tiny.vocab, part=2 + number)
+            )
         else:
             assert answer == tiny.continued(prompt, SAMPLINGS[number], 12)
 
@@ -86,9 +120,23 @@ def test_rows_in_chunks_beside_free_ones_are_held_as_alone(tiny: Any, run: Run) 
 def test_drafts_are_verified_under_the_masks_that_follow_them(
     tiny: Any, run: Run, sampling: Sampling, wrong: int | None, forbidden: bool
 ) -> None:
-    """One that is wrong may be forbidden as well: whatever the masks behind it say, nothing comes of it."""
+    verify(tiny, run, sampling, wrong, forbidden)
+
+
+@pytest.mark.parametrize("wrong", [None, 0, 1, 2])
+@pytest.mark.parametrize("forbidden", [False, True])
+def test_drafts_are_verified_so_where_filters_need_masks_before(
+    tiny: Any, wrong: int | None, forbidden: bool
+) -> None:
+    executor = executor_of(tiny, tiny.decoder())
+    verify(tiny, Run(stepping(executor), of_all_first), FILTERED, wrong, forbidden)
+    executor.close()
+
+
+def verify(tiny: Any, run: Run, sampling: Sampling, wrong: int | None, forbidden: bool) -> None:
+    """A wrong draft may be forbidden as well: whatever the masks behind it say, nothing comes of it."""
     prompt = PROMPTS[0]
-    expected = continued(tiny, prompt, sampling, 5, Toy(tiny.vocab))
+    expected = run.continued(tiny, prompt, sampling, 5, Toy(tiny.vocab))
     run(Row(0, 0, prompt, blocks_of(0), None))
     toy = Toy(tiny.vocab)
     toy.take(expected[:1])
@@ -121,10 +169,10 @@ def test_a_long_row_and_a_scored_one_are_held_as_well(tiny: Any, run: Run) -> No
         Row(1, 0, other, blocks_of(1), None, pooled=2),
         Row(2, 0, other, blocks_of(2), held(tiny, GREEDY, other, other, Toy(tiny.vocab, part=9))),
     )
-    assert first.tokens == continued(tiny, prompt, GREEDY, 1, Toy(tiny.vocab))
+    assert first.tokens == run.continued(tiny, prompt, GREEDY, 1, Toy(tiny.vocab))
     assert len(first.scored) == len(prompt) - 1
     assert second.tokens == ()
-    assert third.tokens == continued(tiny, other, GREEDY, 1, Toy(tiny.vocab, part=9))
+    assert third.tokens == run.continued(tiny, other, GREEDY, 1, Toy(tiny.vocab, part=9))
 
 
 def test_log_probabilities_of_held_rows_are_the_models_own(tiny: Any, run: Run) -> None:
@@ -133,13 +181,16 @@ def test_log_probabilities_of_held_rows_are_the_models_own(tiny: Any, run: Run) 
         Row(0, 0, prompt, blocks_of(0), held(tiny, sampling, prompt, prompt, Toy(tiny.vocab, part=30)))
     )
     logs = tiny.logits(prompt)[-1].log_softmax(-1)
-    assert result.tokens == continued(tiny, prompt, sampling, 1, Toy(tiny.vocab, part=30))
+    assert result.tokens == run.continued(tiny, prompt, sampling, 1, Toy(tiny.vocab, part=30))
     assert result.logprobs is not None
     assert result.logprobs[0].logprob == pytest.approx(float(logs[result.tokens[0]]), abs=1e-4)
     assert [token for token, _ in result.logprobs[0].top] == logs.topk(2).indices.tolist()
 
 
 class Raises(Toy):
+    def follow(self, count: int, last: int, drawn: list[int]) -> int:
+        raise RuntimeError("lightning")
+
     def fill(self, masks: Any, count: int, last: int, drafts: Sequence[int]) -> str | None:
         raise RuntimeError("lightning")
 
@@ -169,7 +220,7 @@ def test_a_fault_of_one_constraint_ends_its_row_alone(
     for rows in ((bad, good, short, free), (free, short, good, bad)):
         results = dict(zip([row.sequence for row in rows], run(*rows), strict=True))
         assert results[0] == results[2] == RowResult(error=told)
-        assert results[1].tokens == continued(tiny, other, GREEDY, 1, Toy(tiny.vocab))
+        assert results[1].tokens == run.continued(tiny, other, GREEDY, 1, Toy(tiny.vocab))
         assert results[3].tokens == tiny.continued((4,), GREEDY, 1)
 
 
@@ -181,14 +232,14 @@ def test_steps_with_and_without_held_rows_take_turns(tiny: Any, run: Run) -> Non
     bound = row._replace(draw=held(tiny, GREEDY, prompt, prompt, Toy(tiny.vocab, part=40)))
     expected = [
         tiny.continued(prompt, GREEDY, 1),
-        continued(tiny, prompt, GREEDY, 1, Toy(tiny.vocab, part=40)),
+        run.continued(tiny, prompt, GREEDY, 1, Toy(tiny.vocab, part=40)),
     ]
     assert expected[0] != expected[1]
     for step in range(6):
         assert run(bound if step % 2 else row)[0].tokens == expected[step % 2]
 
 
-def test_masks_are_filled_on_another_thread_while_the_decoder_runs(tiny: Any) -> None:
+def test_masks_that_filters_need_are_filled_on_another_thread_while_the_decoder_runs(tiny: Any) -> None:
     """The decoder here ends only once they are."""
     filled = threading.Event()
 
@@ -205,13 +256,15 @@ def test_masks_are_filled_on_another_thread_while_the_decoder_runs(tiny: Any) ->
 
     executor = executor_of(tiny, Waits(tiny.decoder()))
     prompt = PROMPTS[0]
-    row = Row(0, 0, prompt, blocks_of(0), held(tiny, GREEDY, prompt, prompt, Tells(tiny.vocab)))
+    row = Row(0, 0, prompt, blocks_of(0), held(tiny, FILTERED, prompt, prompt, Tells(tiny.vocab)))
     [result] = executor.execute(StepPlan(0, (row,))).rows
-    assert result.tokens == continued(tiny, prompt, GREEDY, 1, Toy(tiny.vocab))
+    assert result.tokens == Run(stepping(executor), of_all_first).continued(
+        tiny, prompt, FILTERED, 1, Toy(tiny.vocab)
+    )
     executor.close()
 
 
-@pytest.mark.parametrize("sampling", SAMPLINGS[:3], ids=range(3))
+@pytest.mark.parametrize("sampling", [*SAMPLINGS[:3], FILTERED], ids=range(4))
 def test_a_row_that_runs_ahead_is_held_behind_a_token_that_nobody_took_yet(
     tiny: Any, sampling: Sampling
 ) -> None:
@@ -229,13 +282,15 @@ def test_a_row_that_runs_ahead_is_held_behind_a_token_that_nobody_took_yet(
         toy.take(last.tokens)  # the loop hears of it while the step behind runs
         last = row
         found += row.tokens
-    assert tuple(found) == continued(tiny, prompt, sampling, 8, Toy(tiny.vocab))
+    assert tuple(found) == Run(stepping(executor), of_all_first).continued(
+        tiny, prompt, sampling, 8, Toy(tiny.vocab)
+    )
 
 
 def test_masks_of_rows_that_no_grammar_holds_allow_everything() -> None:
     free = Row(0, 0, (1,), (0,), Draw(GREEDY, 0, 1))
     bound = free._replace(draw=Draw(GREEDY, 0, 1, held=Held(Toy(70), 0)), drafts=(0, 3))
-    numbers, masks, faults = fill_masks([free, bound, free], [0, 1, 4], np.zeros((5, 3), np.int32))
+    numbers, masks, faults = fill_masks([free, bound, free], [1], [0, 1, 4], np.zeros((5, 3), np.int32))
     assert (numbers, faults) == ([1, 2, 3], {})
     assert (masks[[0, 4]] == -1).all()
     assert not (masks[1:3] == -1).all(axis=1).any()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -93,6 +95,12 @@ def test_uniform_numbers_fill_their_range_evenly_over_seeds_and_over_positions()
         assert ((counts - 100) ** 2 / 100).sum() < 80 + 5 * np.sqrt(160)
         correlation = np.corrcoef(numbers[:-1], numbers[1:])[0, 1]
         assert abs(correlation) < 0.05
+
+
+def test_a_position_that_draws_again_has_numbers_of_its_own() -> None:
+    numbers = [[uniform(seed, 3, again) for again in range(5)] for seed in range(2000)]
+    for number, other in combinations(np.transpose(numbers), 2):
+        assert abs(np.corrcoef(number, other)[0, 1]) < 0.1
 
 
 def test_a_seed_may_be_any_integer() -> None:

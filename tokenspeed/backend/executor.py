@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from tokenspeed.backend.guessing import Guesser
-from tokenspeed.backend.masks import Masked, fill_masks, is_masked, words_of
+from tokenspeed.backend.masks import NOTHING_MASKED, Masked, fill_masks, words_of
+from tokenspeed.backend.redraws import Drawn, may_redraw
 from tokenspeed.backend.results import SOURCE_FAILED, draws_of, result_of, with_pooled
 from tokenspeed.core.plan import Row, RowResult, StepPlan, StepResult
 from tokenspeed.core.request import TokenLogprob, Vector
@@ -82,33 +83,35 @@ class Executor:
 
     def _compute(self, rows: Sequence[Row]) -> list[RowResult]:
         layout = self._batcher.layout(rows)
-        filling = self._fill_masks(rows)
-        logits, pooled = self._forward(layout.batch, rows)
         draws = [draw for row in rows for draw in draws_of(row)]
-        masked = None if filling is None else filling.result()
-        held = {} if masked is None else {number: masked.masks[number] for number in masked.numbers}
-        drawn = iter(sample(logits[: layout.drawn], draws, held))
+        firsts = [0, *accumulate(0 if row.draw is None else 1 + len(row.drafts) for row in rows)]
+        early, late = _held(rows)
+        filling = self._fill_masks(rows, early, firsts)
+        logits, pooled = self._forward(layout.batch, rows)
+        masked = NOTHING_MASKED if filling is None else filling.result()
+        held = {number: masked.masks[number] for number in masked.numbers}
+        drawn = sample(logits[: layout.drawn], draws, held)
+        faults = masked.faults | Drawn(rows, firsts, logits, draws, drawn).redraw(late)
         scored = iter(_scores(logits[layout.drawn :], rows))
         sums = iter(pooled)
         results = []
-        for row in rows:
-            verified = [] if row.draw is None else [next(drawn) for _ in range(1 + len(row.drafts))]
-            result = result_of(row, verified, [next(scored) for _ in row.targets])
+        for row, first, end in zip(rows, firsts, firsts[1:], strict=False):
+            result = result_of(row, drawn[first:end], [next(scored) for _ in row.targets])
             if row.pooled:
                 result = with_pooled(result, next(sums))
             results.append(result._replace(guessed=row.drafts) if row.guess else result)
-        for number, fault in () if masked is None else masked.faults.items():
+        for number, fault in faults.items():
             results[number] = RowResult(error=fault)
         return results
 
-    def _fill_masks(self, rows: Sequence[Row]) -> Future[Masked] | None:
-        """Begin to fill the masks of rows that a grammar holds, while the decoder runs."""
-        if not any(map(is_masked, rows)):
+    def _fill_masks(
+        self, rows: Sequence[Row], places: Sequence[int], firsts: Sequence[int]
+    ) -> Future[Masked] | None:
+        """Begin to fill the masks that draws need, while the decoder runs."""
+        if not places:
             return None
-        counts = [0 if row.draw is None else 1 + len(row.drafts) for row in rows]
-        firsts = list(accumulate(counts, initial=0))
         masks = np.empty((firsts[-1], words_of(self._vocab_size)), np.int32)
-        return self._masking.submit(fill_masks, rows, firsts, masks)
+        return self._masking.submit(fill_masks, rows, places, firsts, masks)
 
     def _forward(self, batch: Batch, rows: Sequence[Row]) -> tuple[Tensor, list[Vector]]:
         """The logits, and the sum of hidden states of each row that pools some."""
@@ -116,6 +119,16 @@ class Executor:
             return self._decoder.forward(batch), []
         logits, states = self._decoder.forward_states(batch, pooled_tokens(rows))
         return logits, _sums(states, rows)
+
+
+def _held(rows: Sequence[Row]) -> tuple[list[int], list[int]]:
+    """The places of held rows: of those that draw under masks, and of those that ask afterwards."""
+    early: list[int] = []
+    late: list[int] = []
+    for place, row in enumerate(rows):
+        if row.draw is not None and row.draw.held is not None:
+            (late if may_redraw(row.draw) else early).append(place)
+    return early, late
 
 
 def _followed(row: Row, token: int) -> Row:

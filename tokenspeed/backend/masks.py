@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from tokenspeed.core.constraint import Masks
-from tokenspeed.core.plan import Held, Row
+from tokenspeed.core.plan import Row
 
 ALL = -1  # a word that allows each of its 32 tokens
 
@@ -20,6 +22,9 @@ class Masked(NamedTuple):
     faults: dict[int, str]
 
 
+NOTHING_MASKED = Masked([], np.empty((0, 0), np.int32), {})
+
+
 def is_masked(row: Row) -> bool:
     """Whether a grammar holds what the row draws."""
     return row.draw is not None and row.draw.held is not None
@@ -30,17 +35,17 @@ def words_of(vocab: int) -> int:
     return -(-vocab // 32)
 
 
-def fill_masks(rows: Sequence[Row], firsts: Sequence[int], masks: Masks) -> Masked:
-    """Fill the masks [draws, words] of a step. `firsts` are the numbers of the rows' first draws, which those
-    after drafts follow. Where masks cannot be told everything is allowed, and it is a fault of the row."""
+def fill_masks(rows: Sequence[Row], places: Sequence[int], firsts: Sequence[int], masks: Masks) -> Masked:
+    """Fill the masks [draws, words] of a step's rows at `places`. `firsts` are the numbers of rows' first
+    draws, which those after drafts follow. Where masks cannot be told everything is allowed, and it is a
+    fault of the row."""
     masks[:] = ALL
     numbers: list[int] = []
     faults: dict[int, str] = {}
-    for place, row in enumerate(rows):
-        if row.draw is None or row.draw.held is None:
-            continue
+    for place in places:
+        row = rows[place]
         some = slice(firsts[place], firsts[place] + 1 + len(row.drafts))
-        fault = _fill(row.draw.held, masks[some], row)
+        fault = fill(row, masks[some])
         if fault is not None:
             faults[place] = fault
             masks[some] = ALL
@@ -48,9 +53,18 @@ def fill_masks(rows: Sequence[Row], firsts: Sequence[int], masks: Masks) -> Mask
     return Masked(numbers, masks, faults)
 
 
-def _fill(held: Held, masks: Masks, row: Row) -> str | None:
-    """What is wrong with the row, if anything is: others in its step have nothing to do with that."""
+def fill(row: Row, masks: Masks, ahead: int = 0) -> str | None:
+    """Fill the masks [draws, words] of what a held row draws, from behind its first `ahead` drafts on. Tells
+    what is wrong with the row, if anything is: others in its step have nothing to do with that."""
+    assert row.draw is not None
+    assert row.draw.held is not None
+    constraint, behind = row.draw.held
+    last = row.drafts[ahead - 1] if ahead else row.tokens[-1]
     try:
-        return held.constraint.fill(masks, held.behind, row.tokens[-1], row.drafts)
+        return constraint.fill(masks, behind + ahead, last, row.drafts[ahead : ahead + len(masks) - 1])
     except Exception as error:
-        return f"the grammar failed: {error}"
+        return failed(error)
+
+
+def failed(error: Exception) -> str:
+    return f"the grammar failed: {error}"

@@ -301,10 +301,12 @@ class Passes:
     def _masks(self, made: Pass, first: int, count: int) -> Tensor | None:
         """Those of `count` logits from `first` on; they are filled while the device computes the logits."""
         if made.masked is None:
-            if not any(map(is_masked, made.order.rows)):
+            rows = made.order.rows
+            places = [place for place, row in enumerate(rows) if is_masked(row)]
+            if not places:
                 return None
             masks = self._mask_buffers.take(len(made.draws))
-            made.masked = fill_masks(made.order.rows, made.firsts, masks.numpy())
+            made.masked = fill_masks(rows, places, made.firsts, masks.numpy())
             made.masks = masks
         return None if made.masks is None else made.masks[first : first + count]
 

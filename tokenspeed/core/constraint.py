@@ -14,9 +14,11 @@ Masks = NDArray[np.int32]  # [draws, words]: bit i % 32 of word i // 32 allows t
 class Constraint(Protocol):
     """One answer's. What it says depends on the tokens that it has taken, and on nothing else.
 
-    Until it is `active` anything may follow; from then on the draws of the answer are masked. Only the loop
-    calls it, but for `fill`, which the device's threads call while a row of the answer is in a step; the loop
-    calls nothing but `take` meanwhile.
+    Until it is `active` anything may follow; from then on the draws of the answer are held to it. Only the
+    loop calls it, but for `follow` and `fill`, which the device's threads call while a row of the answer is
+    in a step; the loop calls nothing but `take` meanwhile. In both `count` tokens of the answer are there,
+    and `last` is the last of them; of none it means nothing. They have been taken, or followed in this step,
+    but for `last` itself.
     """
 
     @property
@@ -31,10 +33,12 @@ class Constraint(Protocol):
         """How many of these may be verified: none behind one that is forbidden, or that makes it active."""
         ...
 
-    def fill(self, masks: Masks, count: int, last: int, drafts: Sequence[int]) -> str | None:
-        """Write what may follow the answer's first `count` tokens, and what may follow after each of the
-        drafts, into the rows of `masks` [1 + drafts, words]; or say why that cannot be told.
+    def follow(self, count: int, last: int, drawn: list[int]) -> int:
+        """How many of the tokens `drawn`, one behind the other, may follow: all before one that is forbidden,
+        or of which it cannot be told, which `fill` explains."""
+        ...
 
-        `last` is the last of these tokens, which may not have been taken yet; of none it means nothing.
-        """
+    def fill(self, masks: Masks, count: int, last: int, drafts: Sequence[int]) -> str | None:
+        """Write what may follow, and what may follow after each of the drafts, into the rows of `masks`
+        [1 + drafts, words]; or say why that cannot be told."""
         ...

@@ -19,7 +19,7 @@ from torch import Tensor
 from tokenspeed.core.plan import Draw
 from tokenspeed.core.request import Sampling, TokenLogprob
 from tokenspeed.model.cpu import drawing
-from tokenspeed.model.randomness import uniform
+from tokenspeed.model.randomness import MASK, uniform
 from tokenspeed.model.ranking import Ids, Logits, nucleus, pick, prefix_reaching, top_ids
 
 NOT_FINITE = "the logits were not finite"
@@ -33,15 +33,20 @@ _ADDED = np.where(
 _ADDED = _ADDED.astype(np.float32)
 COLDEST = 1e-30  # a temperature below this divides differences of logits to infinity just the same
 HOTTEST = 1e30  # and one above to nothing
+TRIES = 4  # that a held draw has: nearly as cheap as one, and each may make a mask unnecessary
 FAULTS = {drawing.NOT_FINITE: NOT_FINITE, drawing.NOTHING_LEFT: NOTHING_ALLOWED}
 
 
 class Sampled(NamedTuple):
-    """One row's token, with its log-probability where asked; or why there is none."""
+    """One row's token, with its log-probability where asked; or why there is none.
+
+    `others`: what further draws gave, where the row is held and may yet refuse the token.
+    """
 
     token: int
     logprob: TokenLogprob | None = None
     error: str | None = None
+    others: Sequence[int] = ()
 
 
 def sample(
@@ -54,12 +59,20 @@ def sample(
     the logits of masked rows may be changed. A row with a NaN, an infinity above or no finite logit is an
     error of that row.
     """
+    sampled = sample_some(logits, dict(enumerate(draws)), masks)
+    return [sampled[number] for number in range(len(draws))]
+
+
+def sample_some(
+    logits: Tensor, draws: Mapping[int, Draw], masks: Mapping[int, Mask], *, again: int = 0
+) -> dict[int, Sampled]:
+    """As `sample`, for rows with these numbers, which draw for the `again`th time."""
     rows: Logits = logits.cpu().numpy()
-    plain = [number for number, draw in enumerate(draws) if _is_plain(draw)]
-    free = [number for number, draw in enumerate(draws) if _is_free(draw)]
-    others = sorted({*range(len(draws))} - {*plain, *free})
+    plain = [number for number, draw in draws.items() if _is_plain(draw)]
+    free = {number: draw for number, draw in draws.items() if _is_free(draw)}
+    others = draws.keys() - {*plain, *free}
     sampled: dict[int, Sampled] = {
-        number: _sample_row(rows[number], draws[number], masks.get(number)) for number in others
+        number: _sample_row(rows[number], draws[number], masks.get(number), again) for number in others
     }
     # Most rows need no more than this, and all of them at once.
     cut = [number for number in plain if number in masks and math.isfinite(rows[number].max())]
@@ -69,8 +82,14 @@ def sample(
         sampled |= zip(numbers, _greedy(_rows(rows, numbers)), strict=True)
     sampled |= {number: Sampled(0, error=NOTHING_ALLOWED) for number in cut if sampled[number].error}
     if free:
-        sampled |= zip(free, _draw_free(rows, free, [draws[number] for number in free], masks), strict=True)
-    return [sampled[number] for number in range(len(draws))]
+        sampled |= zip(free, _draw_free(rows, free, masks, again), strict=True)
+    return sampled
+
+
+def instead(logits: Tensor, number: int, draw: Draw, token: int) -> Sampled:
+    """A token in the place of the one drawn from a row of logits [rows, vocab], with what was asked of it."""
+    asked = draw.sampling.logprobs is not None
+    return Sampled(token, _told(logits[number].numpy(force=True), draw, token) if asked else None)
 
 
 def score(logits: Tensor, targets: Sequence[int], alternatives: int) -> list[TokenLogprob | None]:
@@ -81,6 +100,11 @@ def score(logits: Tensor, targets: Sequence[int], alternatives: int) -> list[Tok
         _logprob(row, target, alternatives) if math.isfinite(row.max()) else None
         for row, target in zip(rows, targets, strict=True)
     ]
+
+
+def is_unfiltered(draw: Draw) -> bool:
+    """Whether it takes no more than its weight, or that it is the greatest, for a token to be drawn."""
+    return draw.sampling.temperature == 0.0 or _is_unfiltered(draw.sampling)
 
 
 def _is_untouched(draw: Draw) -> bool:
@@ -124,18 +148,25 @@ def _greedy(rows: Logits) -> list[Sampled]:
 
 
 def _draw_free(
-    rows: Logits, numbers: Sequence[int], draws: Sequence[Draw], masks: Mapping[int, Mask]
+    rows: Logits, draws: Mapping[int, Draw], masks: Mapping[int, Mask], again: int
 ) -> list[Sampled]:
-    """A token of the whole vocabulary, or of what its mask allows, for each of the rows `numbers`."""
-    temperatures = np.array([draw.sampling.temperature for draw in draws])
+    """A token of the whole vocabulary, or of what its mask allows, for each row that has a draw."""
+    temperatures = [min(max(draw.sampling.temperature, COLDEST), HOTTEST) for draw in draws.values()]
+    may_refuse = [draw.held is not None and number not in masks for number, draw in draws.items()]
     tokens = drawing.draw_rows(
         rows,
-        np.array(numbers),
-        np.array([masks[number].ctypes.data if number in masks else 0 for number in numbers]),
-        (1.0 / np.clip(temperatures, COLDEST, HOTTEST)).astype(np.float32),
-        np.array([uniform(draw.seed, draw.position) for draw in draws]),
+        np.array([*draws]),
+        np.array([masks[number].ctypes.data if number in masks else 0 for number in draws]),
+        (1.0 / np.array(temperatures)).astype(np.float32),
+        np.array([draw.seed & MASK for draw in draws.values()], np.uint64),
+        np.array([draw.position & MASK for draw in draws.values()], np.uint64),
+        again=again,
+        tries=TRIES if any(may_refuse) else 1,
     )
-    return [Sampled(token) if token >= 0 else Sampled(0, error=FAULTS[token]) for token in tokens.tolist()]
+    return [
+        Sampled(first, others=others if more else ()) if first >= 0 else Sampled(0, error=FAULTS[first])
+        for (first, *others), more in zip(tokens.tolist(), may_refuse, strict=True)
+    ]
 
 
 def _scaled(logits: Logits, peak: float, temperature: float) -> Logits:
@@ -146,7 +177,7 @@ def _scaled(logits: Logits, peak: float, temperature: float) -> Logits:
     return scaled
 
 
-def _sample_row(row: Logits, draw: Draw, mask: Mask | None = None) -> Sampled:
+def _sample_row(row: Logits, draw: Draw, mask: Mask | None, again: int) -> Sampled:
     sampling = draw.sampling
     if not math.isfinite(row.max()):
         return Sampled(0, error=NOT_FINITE)
@@ -159,9 +190,15 @@ def _sample_row(row: Logits, draw: Draw, mask: Mask | None = None) -> Sampled:
     peak = float(adjusted.max())
     if not math.isfinite(peak):
         return Sampled(0, error=NOTHING_ALLOWED if peak == -math.inf else NOT_FINITE)
-    token = int(adjusted.argmax()) if sampling.temperature == 0.0 else _draw(adjusted, peak, draw)
-    wanted = sampling.logprobs
-    return Sampled(token, None if wanted is None else _logprob(row, token, wanted))
+    if sampling.temperature == 0.0:
+        sampled = Sampled(int(adjusted.argmax()))
+    elif _is_unfiltered(sampling):
+        # The same path as many rows at once take, so that asking for more never changes the token.
+        [sampled] = _draw_free(adjusted[None], {0: draw}, {} if mask is None else {0: mask}, again)
+    else:
+        ids, weights = _filtered(adjusted, peak, sampling)
+        sampled = Sampled(int(ids[pick(weights, uniform(draw.seed, draw.position, again))]))
+    return sampled._replace(logprob=_told(row, draw, sampled.token))
 
 
 def _adjusted(row: Logits, draw: Draw) -> Logits:
@@ -189,15 +226,6 @@ def _forbid(logits: Logits, mask: Mask) -> None:
     logits += _ADDED.take(mask.view(np.uint8), axis=0).reshape(-1)[: len(logits)]
 
 
-def _draw(logits: Logits, peak: float, draw: Draw) -> int:
-    """Draw by inverting the cumulative distribution of what the filters leave."""
-    if _is_unfiltered(draw.sampling):
-        # The same path as many rows at once take, so that asking for more never changes the token.
-        return _draw_free(logits[None], [0], [draw], {})[0].token
-    ids, weights = _filtered(logits, peak, draw.sampling)
-    return int(ids[pick(weights, uniform(draw.seed, draw.position))])
-
-
 def _filtered(logits: Logits, peak: float, sampling: Sampling) -> tuple[Ids, Logits]:
     """The ids that the filters leave, and their probabilities but for a common factor: the greatest is 1.
 
@@ -217,6 +245,11 @@ def _filtered(logits: Logits, peak: float, sampling: Sampling) -> tuple[Ids, Log
         weights = weights[ids]
     kept = weights >= sampling.min_p
     return ids[kept], weights[kept]
+
+
+def _told(row: Logits, draw: Draw, token: int) -> TokenLogprob | None:
+    wanted = draw.sampling.logprobs
+    return None if wanted is None else _logprob(row, token, wanted)
 
 
 def _logprob(row: Logits, token: int, alternatives: int) -> TokenLogprob:

@@ -10,6 +10,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from functools import lru_cache
 from threading import Lock, Thread, stack_size
 from typing import Any
 
@@ -27,6 +28,7 @@ MOST_CHARS = 512 * 1024  # of a grammar's source; the largest tool lists of agen
 MOST_WRITTEN = 32 * 1024  # of rules that a client wrote itself; some of 40,000 compile for ten seconds
 KEPT_CHARS = 8 * 1024 * 1024  # of the sources of all compiled grammars that are kept
 MOST_KEPT = 256
+KEPT_TEXTS, LONGEST_KEPT = 4096, 256  # whose tokens are kept; bytes
 # Whitespace in JSON is what models write, bounded: else an unlucky draw could go on with spaces for ever.
 JSON_SPACE = r"(\n[ \t]{0,40}| )"
 STACK_BYTES = 1 << 30  # of address space: the library compiles chains of references recursively
@@ -74,10 +76,14 @@ class _Words:
         special = tokenizer.special_ids
         self._ids = {word: token for token, word in enumerate(self.tokens) if word and token not in special}
         self._longest = max(map(len, self._ids), default=0)
+        self._known = lru_cache(KEPT_TEXTS)(self._encoded)  # what a schema prescribes comes again and again
 
     def __call__(self, text: bytes | str) -> list[int]:
         """Where only one text can follow, its first token here is the only one that is allowed."""
         data = text.encode(errors="replace") if isinstance(text, str) else text
+        return self._known(data) if len(data) <= LONGEST_KEPT else self._encoded(data)
+
+    def _encoded(self, data: bytes) -> list[int]:
         ids = self._encode(data.decode(errors="replace"))
         words = [self.tokens[token] for token in ids if token < len(self.tokens)]
         return ids if len(words) == len(ids) and b"".join(words) == data else self._spelled(data)
@@ -109,7 +115,6 @@ class Grammars:
         self._kept: OrderedDict[str, LLMatcher] = OrderedDict()
         self._chars = 0
         self._lock = Lock()
-        self.compiled = 0  # since the start
 
     def follow(self, source: str, trigger: Callable[[], Trigger] | None = None) -> Callable[[], Grammar]:
         """What makes the constraint of one answer out of a grammar's `source`; it holds from the first token
@@ -138,7 +143,6 @@ class Grammars:
                 return known
         matcher = _with_room(lambda: self._compile(*_checked(source)))
         with self._lock:
-            self.compiled += 1
             if source not in self._kept:
                 self._kept[source] = matcher
                 self._chars += len(source)
@@ -199,20 +203,23 @@ class Grammar:
     def fitting(self, drafts: Sequence[int]) -> int:
         if self._trigger is not None:
             return self._trigger.before(drafts)
-        tokens, matcher = self._tokens, self._matcher
-        if tokens and (further := self._further(len(tokens), tokens[-1])):
-            matcher.consume_tokens(further)
+        tokens = self._tokens
+        matcher = self._behind(self._before + len(tokens), tokens[-1] if tokens else 0)
         return 0 if matcher.is_error() else matcher.validate_tokens(list(drafts))
 
+    def follow(self, count: int, last: int, drawn: list[int]) -> int:
+        kept: int = self._behind(count, last).try_consume_tokens(drawn)
+        self._followed += drawn[:kept]
+        return kept
+
     def fill(self, masks: Masks, count: int, last: int, drafts: Sequence[int]) -> str | None:
-        matcher, size = self._matcher, masks.shape[1] * masks.itemsize
-        if further := self._further(count - self._before, last):
-            matcher.consume_tokens(further)
+        matcher, size = self._behind(count, last), masks.shape[1] * masks.itemsize
         if matcher.is_error():
             return self._fault()
         followed = 0
-        for row, draft in zip(masks, (*drafts, -1), strict=True):
-            matcher.unsafe_compute_mask_ptr(row.ctypes.data, size)
+        place, step = masks.ctypes.data, masks.strides[0]
+        for number, draft in enumerate((*drafts, -1)):
+            matcher.unsafe_compute_mask_ptr(place + number * step, size)
             if matcher.is_error():
                 return self._fault()
             # What comes after a forbidden draft is never drawn.
@@ -236,28 +243,31 @@ class Grammar:
         """Why the matcher goes no further."""
         return LOST if "satisfy the grammar" in self._matcher.get_error() else TOO_COMPLEX
 
-    def _further(self, count: int, last: int) -> list[int]:
-        """Those behind which the matcher is, up to the first `count` that it is to follow: one nearly always.
+    def _behind(self, count: int, last: int) -> LLMatcher:
+        """The matcher, behind the first `count` tokens of the answer.
 
         `last` counts only where it was not taken yet: the tokens by which a grammar begins amid an answer may
-        be spelled otherwise than the answer spelled them.
+        be spelled otherwise than the answer spelled them. What lies between those taken and it has been
+        followed in this very step.
         """
-        tokens, followed = self._tokens, self._followed
-        known = len(tokens)
+        matcher, tokens, followed = self._matcher, self._tokens, self._followed
+        count -= self._before
+        known, at = len(tokens), len(followed)
         undone = 0
-        while followed and (
-            len(followed) > count
-            or followed[-1] != (tokens[len(followed) - 1] if len(followed) <= known else last)
+        while at > count or (
+            at and followed[-1] != (tokens[at - 1] if at <= known else last if at == count else followed[-1])
         ):
             followed.pop()  # a step was undone, and draws again
-            undone += 1
+            undone, at = undone + 1, at - 1
         if undone:
-            self._matcher.rollback(undone)
-        further = tokens[len(followed) : count]
-        if len(followed) + len(further) < count:
-            further.append(last)
-        followed += further
-        return further
+            matcher.rollback(undone)
+        if at < count:  # by one token nearly always
+            further = tokens[at:count]
+            if at + len(further) < count:
+                further.append(last)
+            followed += further
+            matcher.consume_tokens(further)
+        return matcher
 
 
 def grammar_source(rules: str, answer: Format | None) -> str:

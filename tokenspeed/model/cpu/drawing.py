@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from tokenspeed.model.cpu.jit import cached, njit, source_digest
 from tokenspeed.model.cpu.simd import (
     LANES,
+    any_set,
     exp,
     flag_nan,
     greater,
@@ -25,16 +26,27 @@ from tokenspeed.model.cpu.simd import (
     where_above,
     where_set,
 )
+from tokenspeed.model.randomness import AGAIN, STEP
 
 VECTORS = 4  # of sixteen tokens of a row, which share one partial sum
 STRIDE = VECTORS * LANES
 NO_SHARE = -87.0  # from this exponent down a token weighs nothing
-NOT_FINITE, NOTHING_LEFT = -1, -2  # in the place of a token
+NOT_FINITE, NOTHING_LEFT = -1, -2  # in the place of tokens
 
 Logits = NDArray[np.float32]
 Integers = NDArray[np.int64]
+Words = NDArray[np.uint64]
 Doubles = NDArray[np.float64]
 Entry = Callable[..., None]
+
+
+class Chance(NamedTuple):
+    """Where in [0, 1) the draws of a row fall: `randomness.uniform` of these, the first one for the `again`th
+    time."""
+
+    seed: np.uint64
+    position: np.uint64
+    again: np.uint64
 
 
 class Row(NamedTuple):
@@ -47,30 +59,41 @@ class Row(NamedTuple):
 
 
 def draw_rows(
-    rows: Logits, numbers: Integers, masks: Integers, coldness: Logits, chances: Doubles
+    rows: Logits,
+    numbers: Integers,
+    masks: Integers,
+    coldness: Logits,
+    seeds: Words,
+    positions: Words,
+    *,
+    again: int = 0,
+    tries: int = 1,
 ) -> Integers:
-    """A token for each of the rows `numbers` of logits [rows, vocab].
+    """Tokens [numbers, tries], drawn from the rows `numbers` of logits [rows, vocab].
 
     Token i takes a share of exp((logit - greatest) * coldness) where its mask allows it, and drawn is the
-    token on whose share the row's chance in [0, 1) falls; that depends on nothing but this row. `masks` are
-    addresses of int32 words, of which bit i % 32 of word i // 32 allows token i; 0 allows all. In the place
-    of a token there is `NOT_FINITE` for a row with a NaN, an infinity above or no finite logit, and
-    `NOTHING_LEFT` for one of whose finite logits its mask allows none.
+    token on whose share the chance in [0, 1) falls that `uniform` gives for the row's seed and position, the
+    `again`th and each further of as many tries; that depends on nothing but this row. `masks` are addresses
+    of int32 words, of which bit i % 32 of word i // 32 allows token i; 0 allows all. Instead of tokens there
+    is `NOT_FINITE` for a row with a NaN, an infinity above or no finite logit, and `NOTHING_LEFT` for one of
+    whose finite logits its mask allows none.
     """
     if rows.strides[1] != rows.itemsize:
         rows = np.ascontiguousarray(rows)
     places = rows.ctypes.data + numbers * rows.strides[0]
-    tokens = np.empty(len(numbers), np.int64)
+    tokens = np.empty((len(numbers), tries), np.int64)
     reached = np.empty(-(-rows.shape[1] // STRIDE))
     scratch = np.empty(STRIDE + LANES, np.float32)
-    entry()(places, masks, rows.shape[1], coldness, chances, reached, scratch.ctypes.data, tokens)
+    entry()(
+        places, masks, rows.shape[1], coldness, seeds, positions, again, reached, scratch.ctypes.data, tokens
+    )
     return tokens
 
 
 def warm_up() -> None:
     """Compile what draws, or load it from disk, so that no step waits for that."""
-    zero, one = np.zeros(1, np.int64), np.ones(1, np.float32)
-    draw_rows(one[None], zero, zero, one, np.zeros(1))
+    zero, word, one = np.zeros(1, np.int64), np.zeros(1, np.uint64), np.ones(1, np.float32)
+    draw_rows(one[None], zero, zero, one, word, word)
 
 
 @functools.cache
@@ -88,7 +111,9 @@ def compiled_entry(digest: str) -> Entry:
         masks: Integers,
         vocab: int,
         coldness: Logits,
-        chances: Doubles,
+        seeds: Words,
+        positions: Words,
+        again: int,
         reached: Doubles,
         scratch: int,
         tokens: Integers,
@@ -97,24 +122,44 @@ def compiled_entry(digest: str) -> Entry:
         _ = digest
         for number in range(len(places)):
             row = Row(places[number], masks[number], scratch + 4 * STRIDE, vocab)
-            tokens[number] = draw_row(row, coldness[number], chances[number], reached, scratch)
+            chance = Chance(seeds[number], positions[number], np.uint64(again))
+            draw_row(row, coldness[number], chance, reached, scratch, tokens[number])
 
     return draw
 
 
 @njit
-def draw_row(row: Row, cold: float, chance: float, reached: Doubles, scratch: int) -> int:
+def draw_row(row: Row, cold: float, chance: Chance, reached: Doubles, scratch: int, tokens: Integers) -> None:
     copy_tail(row)
     peak, peak_left = peaks(row)
     if not np.isfinite(peak):
-        return NOT_FINITE
+        tokens[:] = NOT_FINITE
+        return
     if not np.isfinite(peak_left):
-        return NOTHING_LEFT
+        tokens[:] = NOTHING_LEFT
+        return
     add_up(row, peak_left, cold, reached)
-    target = chance * reached[-1]
-    block = fallen_on(reached, target)
-    before = reached[block - 1] if block else 0.0
-    return block * STRIDE + fallen_within(row, block, peak_left, cold, target - before, scratch)
+    for number in range(len(tokens)):
+        target = uniform(chance, number) * reached[-1]
+        block = fallen_on(reached, target)
+        before = reached[block - 1] if block else 0.0
+        within = fallen_within(row, block, peak_left, cold, target - before, scratch)
+        tokens[number] = block * STRIDE + within
+
+
+@njit
+def uniform(chance: Chance, number: int) -> float:
+    """As `randomness.uniform`."""
+    seed = chance.seed ^ ((chance.again + np.uint64(number)) * np.uint64(AGAIN))
+    word = mixed(seed + np.uint64(STEP)) + (chance.position + np.uint64(1)) * np.uint64(STEP)
+    return float(mixed(word) >> np.uint64(11)) * 2.0**-53
+
+
+@njit
+def mixed(x: np.uint64) -> np.uint64:
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
 
 
 @njit
@@ -136,6 +181,12 @@ def vector(row: Row, number: int) -> Any:
 def left(row: Row, number: int, x: Any) -> Any:
     """A vector's logits, those that are not allowed -inf."""
     return where_set(row.mask + LANES // 8 * number, x, -np.inf) if row.mask else x
+
+
+@njit
+def has_left(row: Row, number: int) -> bool:
+    """Whether any of a vector's logits is allowed."""
+    return row.mask == 0 or any_set(row.mask + LANES // 8 * number)
 
 
 @njit
@@ -170,7 +221,8 @@ def add_up(row: Row, peak: float, cold: float, reached: Doubles) -> None:
     for block in range(len(reached)):
         shares = splat(0.0)
         for number in range(block * VECTORS, min((block + 1) * VECTORS, count)):
-            shares = shares + weights(row, number, peak, cold)
+            if has_left(row, number):
+                shares = shares + weights(row, number, peak, cold)
         sum_ += total(shares)
         reached[block] = sum_
 

@@ -217,6 +217,17 @@ def where_set(typing: Any, address: Any, value: Any, other: Any) -> Any:
 
 
 @intrinsic
+def any_set(typing: Any, address: Any) -> Any:
+    """Whether any of the sixteen bits at `address` is set."""
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        bits = builder.load(pointer(builder, arguments[0], int16), align=2)
+        return builder.icmp_unsigned("!=", bits, ir.Constant(int16, 0))
+
+    return types.boolean(types.intp), emit
+
+
+@intrinsic
 def where_above(typing: Any, left: Any, bound: Any, value: Any) -> Any:
     """`value` in the lanes where `left` is greater than `bound`; else 0."""
 
