@@ -4,7 +4,8 @@
                                [--set table.key=value] [--out FILE]
 
 The server's own engine in this process, without HTTP: the same prompts continued by exactly so many tokens,
-free and held to JSON schemas that let none of them end, in turns. Then the first token of one request at a
+free and held to JSON schemas that let none of them end, in turns; without drafts, which free and held answers
+of a model get in unlike numbers. Then the first token of one request at a
 time: free, held to a schema that is compiled already, and to one that is new each time.
 """
 
@@ -70,6 +71,7 @@ async def answered(server: Server, tokens: int, wanted: Format | None, seed: int
         max_tokens=tokens,
         format=wanted,
         ignore_eos=True,
+        speculation=False,
     )
     began = time.perf_counter()
     first = 0.0

@@ -62,15 +62,12 @@ class Toy:
             (n for n, draft in enumerate(drafts) if draft not in self.allowed(drafts[:n])), len(drafts)
         )
 
-    def follow(self, count: int, last: int, drawn: Sequence[int]) -> int:
+    def choose(self, count: int, last: int, tries: Sequence[int]) -> int | None:
         ahead = self.ahead(count, last)
-        kept = 0
-        while kept < len(drawn) and drawn[kept] in self.allowed([*ahead, *drawn[:kept]]):
-            kept += 1
-        if count - self.before <= self.breaks < count - self.before + kept:
-            kept = self.breaks - (count - self.before)
-        self.followed = [*ahead, *drawn[:kept]]
-        return kept
+        may = [] if count - self.before == self.breaks else self.allowed(ahead)
+        chosen = next((token for token in tries if token in may), None)
+        self.followed = ahead if chosen is None else [*ahead, chosen]
+        return chosen
 
     def ahead(self, count: int, last: int) -> list[int]:
         """Of the answer's first `count` tokens, those not yet taken."""

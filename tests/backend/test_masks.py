@@ -188,7 +188,7 @@ def test_log_probabilities_of_held_rows_are_the_models_own(tiny: Any, run: Run) 
 
 
 class Raises(Toy):
-    def follow(self, count: int, last: int, drawn: list[int]) -> int:
+    def choose(self, count: int, last: int, tries: Sequence[int]) -> int | None:
         raise RuntimeError("lightning")
 
     def fill(self, masks: Any, count: int, last: int, drafts: Sequence[int]) -> str | None:

@@ -29,7 +29,6 @@ class Allows:
 
     def __init__(self, tokens: Iterable[int]) -> None:
         self.tokens = frozenset(tokens)
-        self.asked: list[int] = []
         self.filled = 0
 
     def take(self, tokens: Sequence[int]) -> int:
@@ -38,9 +37,8 @@ class Allows:
     def fitting(self, drafts: Sequence[int]) -> int:
         return len(drafts)
 
-    def follow(self, count: int, last: int, drawn: list[int]) -> int:
-        self.asked += drawn
-        return next((n for n, token in enumerate(drawn) if token not in self.tokens), len(drawn))
+    def choose(self, count: int, last: int, tries: Sequence[int]) -> int | None:
+        return next((token for token in tries if token in self.tokens), None)
 
     def fill(self, masks: Masks, count: int, last: int, drafts: Sequence[int]) -> str | None:
         self.filled += 1

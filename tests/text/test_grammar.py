@@ -63,8 +63,13 @@ class Followed:
 
     def follow(self, drawn: list[int], behind: tuple[int, ...] = ()) -> int:
         """How many of these may come behind tokens of this step that nobody has taken yet."""
-        last = behind[-1] if behind else self.last
-        return self.grammar.follow(self.grammar._taken + len(behind), last, drawn)
+        last, kept = behind[-1] if behind else self.last, 0
+        while kept < len(drawn) and self.choose(len(behind) + kept, last, drawn[kept : kept + 1]) is not None:
+            last, kept = drawn[kept], kept + 1
+        return kept
+
+    def choose(self, ahead: int, last: int, tries: Sequence[int]) -> int | None:
+        return self.grammar.choose(self.grammar._taken + ahead, last, tries)
 
     def take(self, token: int) -> None:
         self.last = token
@@ -246,6 +251,15 @@ def test_what_was_followed_but_not_taken_counts_until_its_place_is_drawn_again(b
     assert walk.follow([d], behind=(c,)) == 1
     walk.take(b)
     assert walk.follow([d, e]) == 2
+
+
+def test_chosen_is_the_first_that_may_follow(bpe: Tokenizer) -> None:
+    walk = followed(bpe, Regex("a[bc]d"))
+    a, b, c, d = (bpe.encode(letter, add_special=False)[0] for letter in "abcd")
+    assert walk.choose(0, 0, [d, d, b, a]) == a
+    assert walk.choose(1, a, [d, c, b]) == c
+    assert walk.choose(2, c, [a, b, c]) is None
+    assert walk.choose(2, b, [d]) == d
 
 
 # -- drafts ---------------------------------------------------------------------------------------------

@@ -53,43 +53,25 @@ class Drawn(NamedTuple):
 
     def _ask(self, place: int, ahead: int) -> int | None:
         """Ask about what was drawn behind the row's first `ahead` drafts, and further as long as drafts hold.
-        Tells behind how many drafts nothing was drawn that may follow."""
+        Tells behind how many drafts no token was drawn that may follow."""
         row, first = self.rows[place], self.firsts[place]
         assert row.draw is not None
         assert row.draw.held is not None
         constraint, behind = row.draw.held
+        last = row.drafts[ahead - 1] if ahead else row.tokens[-1]
         while True:
-            tokens = self._standing(row, first, ahead)
-            last = row.drafts[ahead - 1] if ahead else row.tokens[-1]
-            followed = constraint.follow(behind + ahead, last, tokens)
-            if followed == len(tokens):
-                return None
-            if followed:
-                ahead += followed
-                last = row.drafts[ahead - 1]
-            token, _, _, others = self.sampled[first + ahead]
-            for other in others:
-                if other != token and constraint.follow(behind + ahead, last, [other]):
-                    number = first + ahead
-                    self.sampled[number] = instead(self.logits, number, self.draws[number], other)
-                    break
-            else:
-                return ahead
-            if ahead == len(row.drafts) or other != row.drafts[ahead]:
-                return None
-            ahead += 1
-
-    def _standing(self, row: Row, first: int, ahead: int) -> list[int]:
-        """What was drawn behind the first `ahead` drafts, up to a token that is not the next draft."""
-        tokens = []
-        for number in range(ahead, len(row.drafts) + 1):
-            token, _, error, _ = self.sampled[first + number]
+            token, _, error, others = self.sampled[first + ahead]
             if error is not None:
-                break
-            tokens.append(token)
-            if number == len(row.drafts) or token != row.drafts[number]:
-                break
-        return tokens
+                return None
+            chosen = constraint.choose(behind + ahead, last, (token, *others))
+            if chosen is None:
+                return ahead
+            if chosen != token:
+                number = first + ahead
+                self.sampled[number] = instead(self.logits, number, self.draws[number], chosen)
+            if ahead == len(row.drafts) or chosen != row.drafts[ahead]:
+                return None
+            ahead, last = ahead + 1, chosen
 
     def _draw_again(self, refused: Sequence[tuple[int, int]], faults: dict[int, str]) -> None:
         """From what may follow."""

@@ -15,7 +15,7 @@ class Constraint(Protocol):
     """One answer's. What it says depends on the tokens that it has taken, and on nothing else.
 
     Until it is `active` anything may follow; from then on the draws of the answer are held to it. Only the
-    loop calls it, but for `follow` and `fill`, which the device's threads call while a row of the answer is
+    loop calls it, but for `choose` and `fill`, which the device's threads call while a row of the answer is
     in a step; the loop calls nothing but `take` meanwhile. In both `count` tokens of the answer are there,
     and `last` is the last of them; of none it means nothing. They have been taken, or followed in this step,
     but for `last` itself.
@@ -33,9 +33,9 @@ class Constraint(Protocol):
         """How many of these may be verified: none behind one that is forbidden, or that makes it active."""
         ...
 
-    def follow(self, count: int, last: int, drawn: list[int]) -> int:
-        """How many of the tokens `drawn`, one behind the other, may follow: all before one that is forbidden,
-        or of which it cannot be told, which `fill` explains."""
+    def choose(self, count: int, last: int, tries: Sequence[int]) -> int | None:
+        """The first of these tokens that may follow, which is followed then; None for none of them, or where
+        that cannot be told, which `fill` explains."""
         ...
 
     def fill(self, masks: Masks, count: int, last: int, drafts: Sequence[int]) -> str | None:

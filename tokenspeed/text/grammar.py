@@ -207,10 +207,14 @@ class Grammar:
         matcher = self._behind(self._before + len(tokens), tokens[-1] if tokens else 0)
         return 0 if matcher.is_error() else matcher.validate_tokens(list(drafts))
 
-    def follow(self, count: int, last: int, drawn: list[int]) -> int:
-        kept: int = self._behind(count, last).try_consume_tokens(drawn)
-        self._followed += drawn[:kept]
-        return kept
+    def choose(self, count: int, last: int, tries: Sequence[int]) -> int | None:
+        matcher, refused = self._behind(count, last), -1
+        for token in tries:
+            if token != refused and matcher.try_consume_tokens([token]):
+                self._followed.append(token)
+                return token
+            refused = token
+        return None
 
     def fill(self, masks: Masks, count: int, last: int, drafts: Sequence[int]) -> str | None:
         matcher, size = self._behind(count, last), masks.shape[1] * masks.itemsize
