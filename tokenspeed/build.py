@@ -20,7 +20,7 @@ from tokenspeed.api.app import create_app
 from tokenspeed.api.models import ModelFacts, ServedModel
 from tokenspeed.api.options import ResponsesOptions
 from tokenspeed.api.responses_store import ResponseStore
-from tokenspeed.build_device import Progress, Say, Stage, build_computing
+from tokenspeed.build_device import Computing, Progress, Say, Stage, build_computing
 from tokenspeed.config import Config
 from tokenspeed.core.accounts import Account
 from tokenspeed.core.plan import Backend, Capacity
@@ -86,20 +86,7 @@ def build(
         computing = build_computing(config, checkpoint, name, stage=stage, say=say)
         tokenizer = tokenizing.result()
     spec, capacity, defaults = computing.spec, computing.capacity, computing.defaults
-    scheduler = Scheduler(
-        capacity,
-        config.scheduler,
-        prefix_cache=config.cache.prefix,
-        accounts=accounts_of(config),
-        prior=computing.prior,
-        speculation=Speculation(
-            config.speculation,
-            guesses=computing.guess_context > 0,
-            guesses_penalised=computing.guesses_penalised,
-            guess_context=computing.guess_context,
-            failed=_tell_of_a_failed_drafter,
-        ),
-    )
+    scheduler = scheduler_for(config, computing)
     # uvloop's own clock counts whole milliseconds, too coarse for gaps between tokens.
     metrics, timelines = EngineMetrics(scheduler, clock=time.monotonic), Timelines()
     recorder = None if record is None else recorder_for(config, record, capacity)
@@ -149,6 +136,23 @@ def build(
         store=store_for(config.responses),
     )
     return Server(engine, generator, embedder, app, name, recorder)
+
+
+def scheduler_for(config: Config, computing: Computing) -> Scheduler:
+    return Scheduler(
+        computing.capacity,
+        config.scheduler,
+        prefix_cache=config.cache.prefix,
+        accounts=accounts_of(config),
+        prior=computing.prior,
+        speculation=Speculation(
+            config.speculation,
+            guesses=computing.guess_context > 0,
+            guesses_penalised=computing.guesses_penalised,
+            guess_context=computing.guess_context,
+            failed=_tell_of_a_failed_drafter,
+        ),
+    )
 
 
 def _tell_of_a_failed_drafter(error: Exception) -> None:

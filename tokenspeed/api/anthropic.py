@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -20,6 +19,7 @@ from tokenspeed.api.disconnect import unless_gone
 from tokenspeed.api.endpoint import Asking, Job, Service, new_id, read_request
 from tokenspeed.api.error_shapes import THREAD_UNSUPPORTED
 from tokenspeed.api.keys import Caller
+from tokenspeed.api.media import JsonResponse
 from tokenspeed.api.response_format import as_schema
 from tokenspeed.api.tools import check_count, read_tool, tool_use, wrong
 from tokenspeed.errors import RequestError
@@ -67,7 +67,7 @@ class CountTokensEndpoint:
     async def create(self, http: Request) -> Response:
         request, _ = await read_request(http, self._service, self._read)
         count = await unless_gone(http.receive, self._service.generator.count(request))
-        return Response(orjson.dumps({"input_tokens": count}), media_type="application/json")
+        return JsonResponse({"input_tokens": count})
 
     def _read(self, body: bytes, caller: Caller) -> GenerationRequest:
         asked = parse(body, DECODER)

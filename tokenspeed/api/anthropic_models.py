@@ -8,11 +8,11 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
 from tokenspeed.api.error_shapes import ANTHROPIC_VERSION
+from tokenspeed.api.media import JsonResponse
 from tokenspeed.api.models import ModelsEndpoint, ServedModel
 
 
@@ -29,13 +29,13 @@ class AnthropicModelsEndpoint:
             return await self._others.list_all(http)
         cards = [card(self._model, name) for name in self._model.names]
         page = {"data": cards, "has_more": False, "first_id": cards[0]["id"], "last_id": cards[-1]["id"]}
-        return Response(orjson.dumps(page), media_type="application/json")
+        return JsonResponse(page)
 
     async def get_one(self, http: Request) -> Response:
         if ANTHROPIC_VERSION not in http.headers:
             return await self._others.get_one(http)
         name = self._model.resolve(http.path_params["id"])
-        return Response(orjson.dumps(card(self._model, name)), media_type="application/json")
+        return JsonResponse(card(self._model, name))
 
 
 def card(model: ServedModel, name: str) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import secrets
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -14,14 +13,12 @@ from numpy.typing import NDArray
 from starlette.requests import Request
 from starlette.responses import Response
 
-from tokenspeed.api.body import parse, read_body
+from tokenspeed.api.body import parse
 from tokenspeed.api.completions import prompts_of
 from tokenspeed.api.disconnect import unless_gone
-from tokenspeed.api.endpoint import INLINE_BYTES
-from tokenspeed.api.keys import Caller, caller_of
-from tokenspeed.api.models import ServedModel
-from tokenspeed.api.options import ServerOptions
-from tokenspeed.api.pace import Pace
+from tokenspeed.api.endpoint import Service, new_id, read_request
+from tokenspeed.api.keys import Caller
+from tokenspeed.api.media import JSON
 from tokenspeed.api.unsupported import refuse_unsupported
 from tokenspeed.core.request import Pooling
 from tokenspeed.generation.embedding import Embedder, EmbeddingRequest, Embeddings
@@ -53,29 +50,21 @@ class EmbeddingsEndpoint:
 
     decoder = msgspec.json.Decoder(EmbeddingsBody)
 
-    def __init__(self, embedder: Embedder, model: ServedModel, options: ServerOptions, pace: Pace) -> None:
+    def __init__(self, embedder: Embedder, service: Service) -> None:
         self._embedder = embedder
-        self._model = model
-        self._options = options
-        self._pace = pace
+        self._service = service
 
     async def create(self, http: Request) -> Response:
-        body = await read_body(http, self._options.max_body_bytes)
-        await self._pace.turn()
-        caller = caller_of(http)
-        if len(body) > INLINE_BYTES:
-            asked = await asyncio.to_thread(self._read, body, caller)
-        else:
-            asked = self._read(body, caller)
+        asked, _ = await read_request(http, self._service, self._read)
         return await unless_gone(http.receive, self._answer(asked))
 
     def _read(self, body: bytes, caller: Caller) -> Asked:
         """All that can be told wrong without the model."""
         given = parse(body, self.decoder)
         refuse_unsupported(body)
-        model = self._model.resolve(given.model)
+        model = self._service.model.resolve(given.model)
         request = EmbeddingRequest(
-            id="embd-" + secrets.token_hex(12),
+            id=new_id("embd-"),
             prompts=prompts_of(given.input, "input"),
             pooling=given.pooling,
             dimensions=given.dimensions,
@@ -88,7 +77,7 @@ class EmbeddingsEndpoint:
     async def _answer(self, asked: Asked) -> Response:
         embeddings = await self._embedder.embed(asked.request)
         body = await _written(embeddings, asked.model, asked.encoding)
-        return Response(body, headers={"x-request-id": asked.request.id}, media_type="application/json")
+        return Response(body, headers={"x-request-id": asked.request.id}, media_type=JSON)
 
 
 async def _written(embeddings: Embeddings, model: str, encoding: Encoding) -> bytes:

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import msgspec
-import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
 from tokenspeed.api.body import parse, read_body
 from tokenspeed.api.disconnect import unless_gone
 from tokenspeed.api.keys import Caller, caller_of
+from tokenspeed.api.media import JsonResponse
 from tokenspeed.api.options import ServerOptions
 from tokenspeed.api.pace import Pace
 from tokenspeed.api.sse import EventStream
@@ -166,7 +166,7 @@ class Endpoint(Generic[Asked]):
         answer = job.writer.whole(await collect(generation), generation.usage)
         await job.keep()
         headers = answer_headers(job.request.id, generation)
-        return Response(orjson.dumps(answer), headers=headers, media_type="application/json")
+        return JsonResponse(answer, headers=headers)
 
 
 async def read_request(

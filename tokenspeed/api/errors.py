@@ -16,6 +16,7 @@ from starlette.responses import Response
 from starlette.types import Scope
 
 from tokenspeed.api.error_shapes import Problem, shape_of
+from tokenspeed.api.media import JSON
 from tokenspeed.errors import (
     EngineError,
     EngineStoppedError,
@@ -86,7 +87,7 @@ def problem_of(error: Exception) -> Problem:
 def error_response(error: Exception, scope: Scope) -> Response:
     """The whole answer to a request that failed before it began; its path is as `normal_path` has it."""
     problem = problem_of(error)
-    return Response(shape_of(scope)(problem), problem.status, _headers(error), media_type="application/json")
+    return Response(shape_of(scope)(problem), problem.status, _headers(error), media_type=JSON)
 
 
 def _headers(error: Exception) -> dict[str, str]:
@@ -120,4 +121,4 @@ async def handle_http_error(request: Request, error: Exception) -> Response:
         message, code = str(error.detail), "http_error"
     problem = Problem(error.status_code, message[:500], "invalid_request_error", code=code)
     body = shape_of(request.scope)(problem)
-    return Response(body, error.status_code, error.headers, media_type="application/json")
+    return Response(body, error.status_code, error.headers, media_type=JSON)

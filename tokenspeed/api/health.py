@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import orjson
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from tokenspeed import __version__
+from tokenspeed.api.media import JsonResponse
 
 
 class HealthEndpoint:
@@ -23,20 +23,16 @@ class HealthEndpoint:
         return PlainTextResponse("TokenSpeed is running\n")
 
     async def health(self, _: Request) -> Response:
-        return _json({"status": "ok"})
+        return JsonResponse({"status": "ok"})
 
     async def ready(self, _: Request) -> Response:
         if self._ready():
-            return _json({"status": "ready"})
-        return _json({"status": "not ready"}, status=503)
+            return JsonResponse({"status": "ready"})
+        return JsonResponse({"status": "not ready"}, status_code=503)
 
     async def metrics(self, _: Request) -> Response:
         body = generate_latest(self._registry)
         return Response(body, headers={"content-type": CONTENT_TYPE_LATEST})
 
     async def version(self, _: Request) -> Response:
-        return _json({"version": __version__})
-
-
-def _json(value: dict[str, str], status: int = 200) -> Response:
-    return Response(orjson.dumps(value), status, media_type="application/json")
+        return JsonResponse({"version": __version__})

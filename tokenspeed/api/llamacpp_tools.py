@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import msgspec
-import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -17,6 +15,7 @@ from tokenspeed.api.disconnect import unless_gone
 from tokenspeed.api.endpoint import Asking, Service, read_request
 from tokenspeed.api.keys import Caller
 from tokenspeed.api.llamacpp_types import DetokenizeBody, TokenizeBody
+from tokenspeed.api.media import JsonResponse
 from tokenspeed.api.models import ServedModel
 from tokenspeed.api.tools import wrong
 from tokenspeed.errors import RequestError
@@ -43,8 +42,8 @@ class LlamaTools:
         parts: Sequence[str | int] = [asked.content] if isinstance(asked.content, str) else asked.content
         tokens = await unless_gone(http.receive, self._ids(parts, asked))
         if not asked.with_pieces:
-            return _json({"tokens": tokens})
-        return _json({"tokens": [{"id": token, "piece": self._piece(token)} for token in tokens]})
+            return JsonResponse({"tokens": tokens})
+        return JsonResponse({"tokens": [{"id": token, "piece": self._piece(token)} for token in tokens]})
 
     async def detokenize(self, http: Request) -> Response:
         asked, _ = await read_request(
@@ -52,11 +51,11 @@ class LlamaTools:
         )
         ids = asked.tokens or []
         self._check(ids)
-        return _json({"content": await unless_gone(http.receive, self._wording.decode_aside(ids))})
+        return JsonResponse({"content": await unless_gone(http.receive, self._wording.decode_aside(ids))})
 
     async def apply_template(self, http: Request) -> Response:
         prompt, _ = await read_request(http, self._service, self._read_chat)
-        return _json({"prompt": await unless_gone(http.receive, self._wording.render_aside(prompt))})
+        return JsonResponse({"prompt": await unless_gone(http.receive, self._wording.render_aside(prompt))})
 
     async def props(self, _: Request) -> Response:
         model, generator = self._model, self._service.generator
@@ -68,7 +67,7 @@ class LlamaTools:
             "min_p": defaults.min_p,
             "repeat_penalty": defaults.repetition_penalty,
         }
-        return _json(
+        return JsonResponse(
             {
                 "default_generation_settings": {"n_ctx": model.max_context, "params": sampling},
                 "total_slots": generator.load.most,
@@ -86,7 +85,7 @@ class LlamaTools:
         """As many as sequences can run at once. They have no place of their own, so the first ones stand for
         those that do."""
         load, context = self._service.generator.load, self._model.max_context
-        return _json(
+        return JsonResponse(
             [
                 {"id": index, "n_ctx": context, "speculative": False, "is_processing": index < load.running}
                 for index in range(load.most)
@@ -130,7 +129,3 @@ class LlamaTools:
         (prompt,) = ChatDialect().read(asked, Asking(body, model, caller)).request.prompts
         assert isinstance(prompt, ChatPrompt)
         return prompt
-
-
-def _json(value: Any) -> Response:
-    return Response(orjson.dumps(value), media_type="application/json")

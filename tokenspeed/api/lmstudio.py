@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
 from tokenspeed.api.endpoint import Names
+from tokenspeed.api.media import JsonResponse
 from tokenspeed.api.models import ServedModel
 from tokenspeed.generation.wording import Wording
 
@@ -21,11 +21,11 @@ class LMStudioModels:
         self._cards = [_card(name, model, wording) for name in model.names]
 
     async def list_all(self, _: Request) -> Response:
-        return _json({"object": "list", "data": self._cards})
+        return JsonResponse({"object": "list", "data": self._cards})
 
     async def get_one(self, http: Request) -> Response:
         name = self._names.resolve(http.path_params["id"])
-        return _json({**self._cards[0], "id": name})
+        return JsonResponse({**self._cards[0], "id": name})
 
 
 def _card(name: str, model: ServedModel, wording: Wording) -> dict[str, Any]:
@@ -42,7 +42,3 @@ def _card(name: str, model: ServedModel, wording: Wording) -> dict[str, Any]:
         "loaded_context_length": model.max_context,
         "capabilities": ["tool_use"] if "tools" in wording.template else [],
     }
-
-
-def _json(value: object) -> Response:
-    return Response(orjson.dumps(value), media_type="application/json")

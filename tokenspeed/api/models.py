@@ -9,6 +9,7 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
+from tokenspeed.api.media import JSON, JsonResponse
 from tokenspeed.errors import NotFoundError
 
 ALIAS = "local"  # always means the served model
@@ -80,8 +81,8 @@ class ModelsEndpoint:
         self._list = orjson.dumps({"object": "list", "data": cards})
 
     async def list_all(self, _: Request) -> Response:
-        return Response(self._list, media_type="application/json")
+        return Response(self._list, media_type=JSON)
 
     async def get_one(self, request: Request) -> Response:
         name = self._model.resolve(request.path_params["id"])
-        return Response(orjson.dumps(self._model.card(name)), media_type="application/json")
+        return JsonResponse(self._model.card(name))

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from tokenspeed.api.chat import ROLES
 from tokenspeed.api.endpoint import Asking, Job, new_id
 from tokenspeed.api.llama_options import names_of, sampling_fields, stops_of, unsupported
-from tokenspeed.api.media import NDJSON
+from tokenspeed.api.media import JSON, NDJSON
 from tokenspeed.api.ollama_answers import (
     OllamaWriter,
     Words,
@@ -125,7 +125,7 @@ def _only_loaded(asked: OllamaRequest, model: str, words: Words) -> Response:
     unloaded = asked.keep_alive in (0, "0", "0s")
     answer = orjson.dumps(loaded(model, words, "unload" if unloaded else "load"))
     if asked.stream is False:
-        return Response(answer, media_type="application/json")
+        return Response(answer, media_type=JSON)
     return Response(answer + b"\n", media_type=NDJSON)
 
 

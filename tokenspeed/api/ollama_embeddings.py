@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import msgspec
-import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -13,6 +12,7 @@ from tokenspeed.api.body import parse
 from tokenspeed.api.disconnect import unless_gone
 from tokenspeed.api.endpoint import Service, new_id, read_request
 from tokenspeed.api.keys import Caller
+from tokenspeed.api.media import JsonResponse
 from tokenspeed.api.ollama_answers import nanoseconds
 from tokenspeed.api.ollama_types import EmbeddingsRequest, EmbedRequest
 from tokenspeed.errors import RequestError
@@ -42,7 +42,7 @@ class OllamaEmbeddings:
             )
             answer["embeddings"] = vectors
         answer["total_duration"] = nanoseconds(self._service.generator.now() - arrival)
-        return _json(answer)
+        return JsonResponse(answer)
 
     async def embeddings(self, http: Request) -> Response:
         (prompt, caller), _ = await read_request(http, self._service, self._read_embeddings)
@@ -51,7 +51,7 @@ class OllamaEmbeddings:
             vectors, _ = await unless_gone(
                 http.receive, self._vectors([prompt], caller, dimensions=None, cut=True, normalise=False)
             )
-        return _json({"embedding": vectors[0]})
+        return JsonResponse({"embedding": vectors[0]})
 
     def _read_embed(self, body: bytes, caller: Caller) -> tuple[EmbedRequest, str, Caller]:
         asked = parse(body, self.embed_decoder)
@@ -93,7 +93,3 @@ class OllamaEmbeddings:
             return TextPrompt(text)
         (ids,) = await self._service.generator.wording.encode_all([text], add_special=True, param="input")
         return TokenPrompt(tuple(ids[: self._max_context]))
-
-
-def _json(value: object) -> Response:
-    return Response(orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY), media_type="application/json")

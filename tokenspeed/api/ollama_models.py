@@ -16,7 +16,7 @@ from starlette.responses import Response
 from tokenspeed import __version__
 from tokenspeed.api.body import parse
 from tokenspeed.api.endpoint import Service, read_request
-from tokenspeed.api.media import NDJSON
+from tokenspeed.api.media import NDJSON, JsonResponse
 from tokenspeed.api.models import ServedModel
 from tokenspeed.api.ollama_types import Named
 from tokenspeed.errors import NotFoundError, RequestError
@@ -65,7 +65,7 @@ class OllamaModels:
         self._modified = datetime.fromtimestamp(model.created, UTC).isoformat().replace("+00:00", "Z")
 
     async def version(self, _: Request) -> Response:
-        return _json({"version": OLLAMA_VERSION, "server": f"tokenspeed/{__version__}"})
+        return JsonResponse({"version": OLLAMA_VERSION, "server": f"tokenspeed/{__version__}"})
 
     async def tags(self, _: Request) -> Response:
         return self._listed({"modified_at": self._modified})
@@ -81,7 +81,7 @@ class OllamaModels:
     async def show(self, http: Request) -> Response:
         await self._asked(http)
         context = self._model.max_context
-        return _json(
+        return JsonResponse(
             {
                 "modelfile": f"# served by TokenSpeed {__version__}\nFROM {self._model.root}\n",
                 "parameters": f"num_ctx {context}",
@@ -97,7 +97,7 @@ class OllamaModels:
         """There is nothing to fetch: what is served is here, and nothing else can be had."""
         asked = await self._asked(http)
         if asked.stream is False:
-            return _json({"status": "success"})
+            return JsonResponse({"status": "success"})
         lines = [{"status": "pulling manifest"}, {"status": "success"}]
         return Response(b"".join([orjson.dumps(line) + b"\n" for line in lines]), media_type=NDJSON)
 
@@ -119,7 +119,7 @@ class OllamaModels:
 
     def _listed(self, facts: Mapping[str, Any]) -> Response:
         """The model under all its names, without a tag: clients look for the very name they were given."""
-        return _json({"models": [{**self._summary(name), **facts} for name in self._model.names]})
+        return JsonResponse({"models": [{**self._summary(name), **facts} for name in self._model.names]})
 
     def _summary(self, name: str) -> dict[str, Any]:
         model = self._model
@@ -178,7 +178,3 @@ def _rounded(count: int) -> str:
         if count >= unit:
             return f"{count / unit:.1f}{letter}"
     return str(count)
-
-
-def _json(value: Mapping[str, Any]) -> Response:
-    return Response(orjson.dumps(value), media_type="application/json")

@@ -7,7 +7,6 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -15,6 +14,7 @@ from tokenspeed.api.body import parse
 from tokenspeed.api.disconnect import unless_gone
 from tokenspeed.api.endpoint import Asking, Job, Service, read_request
 from tokenspeed.api.keys import Caller, caller_of
+from tokenspeed.api.media import JsonResponse
 from tokenspeed.api.responses import ResponsesDialect, is_slow
 from tokenspeed.api.responses_store import Record, ResponseStore
 from tokenspeed.api.tools import wrong
@@ -33,7 +33,7 @@ class CountInputEndpoint:
     async def create(self, http: Request) -> Response:
         job, _ = await read_request(http, self._service, self._read, slow=is_slow)
         count = await unless_gone(http.receive, self._service.generator.count(job.request))
-        return _json({"object": "response.input_tokens", "input_tokens": count})
+        return JsonResponse({"object": "response.input_tokens", "input_tokens": count})
 
     def _read(self, body: bytes, caller: Caller) -> Job:
         asked = parse(body, self._dialect.decoder)
@@ -53,7 +53,7 @@ class StoredResponsesEndpoint:
                 param="stream",
                 code="unsupported_parameter",
             )
-        return _json((await self._record(http)).response)
+        return JsonResponse((await self._record(http)).response)
 
     async def delete(self, http: Request) -> Response:
         """What went on from it is lost as well: it would need what was deleted."""
@@ -63,7 +63,7 @@ class StoredResponsesEndpoint:
         )
         if not deleted:
             raise _not_found(response_id)
-        return _json({"id": response_id, "object": "response", "deleted": True})
+        return JsonResponse({"id": response_id, "object": "response", "deleted": True})
 
     async def input_items(self, http: Request) -> Response:
         """Those of the request itself; what came before is with the response that it goes on from."""
@@ -74,7 +74,7 @@ class StoredResponsesEndpoint:
         if order not in ("asc", "desc"):
             raise wrong("order", "must be asc or desc")
         items = (await self._record(http)).input
-        return _json(_page(items if order == "asc" else items[::-1], query.get("after"), int(limit)))
+        return JsonResponse(_page(items if order == "asc" else items[::-1], query.get("after"), int(limit)))
 
     async def cancel(self, http: Request) -> Response:
         await self._record(http)
@@ -117,7 +117,3 @@ def _not_found(response_id: str) -> NotFoundError:
         param="response_id",
         code="response_not_found",
     )
-
-
-def _json(value: Mapping[str, Any]) -> Response:
-    return Response(orjson.dumps(value), media_type="application/json")

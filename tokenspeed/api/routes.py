@@ -82,7 +82,7 @@ def _generated(
 
 def _openai(parts: Parts) -> list[Served]:
     service = parts.service
-    embeddings = EmbeddingsEndpoint(parts.embedder, parts.model, service.options, service.pace)
+    embeddings = EmbeddingsEndpoint(parts.embedder, service)
     models = AnthropicModelsEndpoint(parts.model, ModelsEndpoint(parts.model))
     version = {ANTHROPIC_VERSION: {**TEXT, "description": "With it, the answer is as Anthropic shapes it."}}
     return [

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
 from tokenspeed.api.keys import caller_of
+from tokenspeed.api.media import JsonResponse
 from tokenspeed.engine.timeline import Timeline
 from tokenspeed.errors import NotFoundError
 
@@ -30,4 +30,4 @@ class TimelineEndpoint:
                 f"There is no request {request_id[:100]!r} here; only the latest ones are kept.",
                 code="request_not_found",
             )
-        return Response(orjson.dumps(timeline.to_dict(account)), media_type="application/json")
+        return JsonResponse(timeline.to_dict(account))
