@@ -221,6 +221,37 @@ def test_a_row_that_ran_ahead_of_what_opens_is_drawn_again() -> None:
     run(main())
 
 
+def test_whoever_looks_up_drafts_hears_of_what_opens() -> None:
+    """Also where a step in flight is recalled for it."""
+    made = opening("from 5 on")
+    heard: list[list[int]] = []
+
+    class Hears(Oracle):
+        def __init__(self, text: Sequence[int]) -> None:
+            super().__init__([], text, right)
+            heard.append(self._text)
+
+        @property
+        def common(self) -> int:
+            return 0  # it promises nothing, so nobody waits for it
+
+        def propose(self, most: int) -> tuple[int, ...]:
+            return ()
+
+    options = SpeculationOptions(drafter="ngram", control="adaptive")
+
+    async def main() -> None:
+        async with Server(run_ahead=1, speculation=Speculation(options, look_up=Hears)) as server:
+            assert await server.tokens(made) == expected(made)[0]
+            planned = [plan.rows[0].start for plan in server.backend.plans]
+            assert len(planned) > len(set(planned))  # one was recalled
+
+    run(main())
+    answer = [*made.prompt, *expected(made)[0]]
+    assert heard == [answer[: len(heard[0])]]
+    assert len(heard[0]) >= len(answer) - 1
+
+
 def test_guesses_that_run_past_what_opens_do_not_stand() -> None:
     made = opening("from 5 on")
     speculation = Speculation(SpeculationOptions(drafter="model", control="always"), guesses=True)
