@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import threading
 import time
@@ -83,10 +84,13 @@ def text_of(line: bytes) -> bytes:
 
 @pytest.fixture
 async def served(serving, tmp_path):
-    """A server with somebody else's stream on it all the time."""
+    """A server with somebody else's stream on it all the time. What all tests before it left in this process
+    is not for its loop to look through for garbage, which takes up to a second."""
     store = ResponseStore(tmp_path, most_bytes=2**24, max_age=3600.0)
+    gc.freeze()
     async with serving(store=store) as server, beside(server):
         yield server
+    gc.unfreeze()
 
 
 @asynccontextmanager
