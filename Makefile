@@ -1,7 +1,7 @@
 # make serve    a server on 127.0.0.1:8000 with the built-in model (ARGS="--port 9000 path/to/model" for more)
 # make test     what CI runs: format, lint, types, tests
 # make test-clients    the same server for clients that need an environment of their own: .venv-clients
-# All set up .venv first; nothing is installed outside of this folder. With npm, tests have JavaScript's clients as
+# All set up .venv first (modules are compiled as they are first imported); nothing is installed outside of this folder. With npm, tests have JavaScript's clients as
 # well; `make test NPM=` leaves them out.
 
 PYTHON ?= python3
@@ -41,11 +41,11 @@ $(BIN)/python:
 		echo "Python's venv module is incomplete; on Debian and Ubuntu install python3-venv"; exit 1; }
 
 $(VENV)/served: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --disable-pip-version-check -e .
+	$(BIN)/python -m pip install --no-compile --disable-pip-version-check -e .
 	@touch $@
 
 $(VENV)/tested: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev]'
+	$(BIN)/python -m pip install --no-compile --disable-pip-version-check -e '.[dev]'
 	@touch $@ $(VENV)/served
 
 $(JS)/node_modules/installed: $(JS)/package-lock.json
