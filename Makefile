@@ -1,7 +1,7 @@
 # make serve    a server on 127.0.0.1:8000 with the built-in model (ARGS="--port 9000 path/to/model" for more)
 # make test     what CI runs: format, lint, types, tests
 # make test-clients    the same server for clients that need an environment of their own: .venv-clients
-# All set up .venv first (modules are compiled as they are first imported); nothing is installed outside of this folder. With npm, tests have JavaScript's clients as
+# All set up .venv first; nothing is installed outside of this folder. With npm, tests have JavaScript's clients as
 # well; `make test NPM=` leaves them out.
 
 PYTHON ?= python3
@@ -11,6 +11,8 @@ MINIMUM := 3.11
 NPM := $(shell command -v npm)
 JS := tests/clients_js
 CLIENTS := tests/clients/apart
+# On all cores, where pip takes one. Some packages hold templates that are no Python: that is no failure.
+COMPILE = @$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib >/dev/null 2>&1 || true
 
 .PHONY: serve test test-clients fix clean
 
@@ -42,10 +44,12 @@ $(BIN)/python:
 
 $(VENV)/served: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --no-compile --disable-pip-version-check -e .
+	$(COMPILE)
 	@touch $@
 
 $(VENV)/tested: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --no-compile --disable-pip-version-check -e '.[dev]'
+	$(COMPILE)
 	@touch $@ $(VENV)/served
 
 $(JS)/node_modules/installed: $(JS)/package-lock.json
