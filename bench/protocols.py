@@ -27,6 +27,7 @@ from typing import Any, NamedTuple, cast
 import uvicorn
 import uvloop
 from prometheus_client import CollectorRegistry
+from starlette.types import ASGIApp
 
 from bench.client import HOST
 from tokenspeed import builtin
@@ -111,13 +112,21 @@ class Steps:
     def delivered(self, happenings: Any, now: float) -> None: ...
 
 
+class Assembled(NamedTuple):
+    """A server whose device answers each step after the same time."""
+
+    engine: Engine
+    generator: Generator
+    app: ASGIApp
+
+
 def serve(pipe: multiprocessing.connection.Connection, streams: int) -> None:
     """Serve until the pipe says stop; it is told the port, and asked for CPU seconds and times of steps."""
     os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[0]})
     uvloop.run(_serve(pipe, streams))
 
 
-async def _serve(pipe: multiprocessing.connection.Connection, streams: int) -> None:
+def assembled(streams: int, steps: Steps) -> Assembled:
     tokenizer, template = Tokenizer.load(builtin.MODEL), ChatTemplate.load(builtin.MODEL)
     words = tokenizer.encode(TEXT, add_special=False, parse_special=False)
 
@@ -131,7 +140,7 @@ async def _serve(pipe: multiprocessing.connection.Connection, streams: int) -> N
         says=says,
     )
     scheduler = Scheduler(backend.capacity, SchedulerOptions(max_running=streams, max_waiting=2 * streams))
-    metrics, timelines, steps = EngineMetrics(scheduler, clock=time.monotonic), Timelines(), Steps()
+    metrics, timelines = EngineMetrics(scheduler, clock=time.monotonic), Timelines()
     engine = Engine(scheduler, backend, [metrics, timelines, steps], clock=time.monotonic)
     eos = sorted(tokenizer.eos_ids)
     generator = Generator(
@@ -166,6 +175,12 @@ async def _serve(pipe: multiprocessing.connection.Connection, streams: int) -> N
         timeline=timelines.get,
         store=None,
     )
+    return Assembled(engine, generator, app)
+
+
+async def _serve(pipe: multiprocessing.connection.Connection, streams: int) -> None:
+    steps = Steps()
+    engine, generator, app = assembled(streams, steps)
     settle_interpreter()
     engine.start()
     with socket.create_server((HOST, 0), backlog=1024) as listening:

@@ -4,9 +4,9 @@
                                [--set table.key=value] [--out FILE]
 
 The server's own engine in this process, without HTTP: the same prompts continued by exactly so many tokens,
-free and held to JSON schemas that let none of them end, in turns; without drafts, which free and held answers
-of a model get in unlike numbers. Then the first token of one request at a
-time: free, held to a schema that is compiled already, and to one that is new each time.
+free and held to JSON schemas that let none of them end, in turns; without drafts, of which more may hold in
+free answers than in held ones. Then the first token of one request at a time: free, held to a schema that is
+compiled already, and to one that is new each time.
 """
 
 from __future__ import annotations

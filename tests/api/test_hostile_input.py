@@ -88,9 +88,11 @@ async def served(serving, tmp_path):
     is not for its loop to look through for garbage, which takes up to a second."""
     store = ResponseStore(tmp_path, most_bytes=2**24, max_age=3600.0)
     gc.freeze()
-    async with serving(store=store) as server, beside(server):
-        yield server
-    gc.unfreeze()
+    try:
+        async with serving(store=store) as server, beside(server):
+            yield server
+    finally:
+        gc.unfreeze()
 
 
 @asynccontextmanager

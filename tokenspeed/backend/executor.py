@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import numpy as np
 import torch
@@ -95,7 +95,7 @@ class Executor:
         scored = iter(_scores(logits[layout.drawn :], rows))
         sums = iter(pooled)
         results = []
-        for row, first, end in zip(rows, firsts, firsts[1:], strict=False):
+        for row, (first, end) in zip(rows, pairwise(firsts), strict=True):
             result = result_of(row, drawn[first:end], [next(scored) for _ in row.targets])
             if row.pooled:
                 result = with_pooled(result, next(sums))

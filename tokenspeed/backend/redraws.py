@@ -21,7 +21,7 @@ from tokenspeed.model.sampler import TRIES, Sampled, instead, is_unfiltered, sam
 def may_redraw(draw: Draw) -> bool:
     """Whether a held draw can be asked about afterwards. Filters must know before: they keep the best of what
     may follow."""
-    return is_unfiltered(draw)
+    return draw.sampling.temperature == 0.0 or is_unfiltered(draw.sampling)
 
 
 class Drawn(NamedTuple):

@@ -88,8 +88,10 @@ def sample_some(
 
 def instead(logits: Tensor, number: int, draw: Draw, token: int) -> Sampled:
     """A token in the place of the one drawn from a row of logits [rows, vocab], with what was asked of it."""
-    asked = draw.sampling.logprobs is not None
-    return Sampled(token, _told(logits[number].numpy(force=True), draw, token) if asked else None)
+    wanted = draw.sampling.logprobs
+    if wanted is None:
+        return Sampled(token)
+    return Sampled(token, _logprob(logits[number].numpy(force=True), token, wanted))
 
 
 def score(logits: Tensor, targets: Sequence[int], alternatives: int) -> list[TokenLogprob | None]:
@@ -102,9 +104,9 @@ def score(logits: Tensor, targets: Sequence[int], alternatives: int) -> list[Tok
     ]
 
 
-def is_unfiltered(draw: Draw) -> bool:
-    """Whether it takes no more than its weight, or that it is the greatest, for a token to be drawn."""
-    return draw.sampling.temperature == 0.0 or _is_unfiltered(draw.sampling)
+def is_unfiltered(sampling: Sampling) -> bool:
+    """Whether any token may be drawn, however many are likelier."""
+    return sampling.top_k == 0 and sampling.top_p >= 1.0 and sampling.min_p <= 0.0
 
 
 def _is_untouched(draw: Draw) -> bool:
@@ -120,11 +122,7 @@ def _is_plain(draw: Draw) -> bool:
 
 def _is_free(draw: Draw) -> bool:
     """Whether the draw is from the whole vocabulary, by temperature alone."""
-    return draw.sampling.temperature > 0.0 and _is_unfiltered(draw.sampling) and _is_untouched(draw)
-
-
-def _is_unfiltered(sampling: Sampling) -> bool:
-    return sampling.top_k == 0 and sampling.top_p >= 1.0 and sampling.min_p <= 0.0
+    return draw.sampling.temperature > 0.0 and is_unfiltered(draw.sampling) and _is_untouched(draw)
 
 
 def _in_parts(numbers: list[int], vocab: int) -> Iterator[list[int]]:
@@ -192,13 +190,14 @@ def _sample_row(row: Logits, draw: Draw, mask: Mask | None, again: int) -> Sampl
         return Sampled(0, error=NOTHING_ALLOWED if peak == -math.inf else NOT_FINITE)
     if sampling.temperature == 0.0:
         sampled = Sampled(int(adjusted.argmax()))
-    elif _is_unfiltered(sampling):
+    elif is_unfiltered(sampling):
         # The same path as many rows at once take, so that asking for more never changes the token.
         [sampled] = _draw_free(adjusted[None], {0: draw}, {} if mask is None else {0: mask}, again)
     else:
         ids, weights = _filtered(adjusted, peak, sampling)
         sampled = Sampled(int(ids[pick(weights, uniform(draw.seed, draw.position, again))]))
-    return sampled._replace(logprob=_told(row, draw, sampled.token))
+    wanted = sampling.logprobs
+    return sampled if wanted is None else sampled._replace(logprob=_logprob(row, sampled.token, wanted))
 
 
 def _adjusted(row: Logits, draw: Draw) -> Logits:
@@ -245,11 +244,6 @@ def _filtered(logits: Logits, peak: float, sampling: Sampling) -> tuple[Ids, Log
         weights = weights[ids]
     kept = weights >= sampling.min_p
     return ids[kept], weights[kept]
-
-
-def _told(row: Logits, draw: Draw, token: int) -> TokenLogprob | None:
-    wanted = draw.sampling.logprobs
-    return None if wanted is None else _logprob(row, token, wanted)
 
 
 def _logprob(row: Logits, token: int, alternatives: int) -> TokenLogprob:
