@@ -35,7 +35,8 @@ class Constraint(Protocol):
 
     def choose(self, count: int, last: int, tries: Sequence[int]) -> int | None:
         """The first of these tokens that may follow, which is followed then; None for none of them, or where
-        that cannot be told, which `fill` explains."""
+        that cannot be told, which `fill` explains. It may be more generous than `fill`: where only one text
+        can follow, any token that begins it may."""
         ...
 
     def fill(self, masks: Masks, count: int, last: int, drafts: Sequence[int]) -> str | None:
